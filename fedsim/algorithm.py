@@ -1,0 +1,184 @@
+"""A federated algorithm as a frozen value: what a client does, what the server does, and what is sent.
+
+The client half is one function that reads like the paper; the platform owns the loop inside `local.train`
+(batches, optimiser, privacy). Vectors are flat, [D], so plain arithmetic says it all. See `strategies/`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.combiners import Combiner, mean
+
+Vectors = Mapping[str, Tensor]
+Weighting = Literal["examples", "uniform"]
+Correction = Callable[[Tensor, Tensor], Tensor]
+Init = Callable[[Tensor, int], Tensor]
+Coordinates = Literal["all", "shared", "personal"]
+
+
+class Batch(NamedTuple):
+    """Rows of one step: inputs [B, ...] as the model takes them, targets [B, ...]."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+LossTerm = Callable[[nn.Module, Tensor, Batch], Tensor]
+"""(model, its parameters [D], batch) -> [B], added to each example's loss."""
+
+
+class Trained(NamedTuple):
+    """What `train` returns: parameters [D], number of steps, and the sum of effective step sizes."""
+
+    params: Tensor
+    steps: int
+    step_size: float
+
+
+class Local(Protocol):
+    """What a client half sees of its client."""
+
+    received: Tensor
+    """The global model [D], with this client's own values on personal coordinates."""
+    shared: Vectors
+    """Vectors the server sent along, by name."""
+    state: Vectors
+    """This client's own vectors, kept from the last round it took part in."""
+    number: int
+    rows: int
+    round: int
+
+    def train(
+        self,
+        start: Tensor,
+        *,
+        correct: Correction | None = None,
+        at: Callable[[Tensor], Tensor] | None = None,
+        loss_term: LossTerm | None = None,
+        trains: Coordinates = "all",
+        epochs: int | None = None,
+    ) -> Trained:
+        """Train from `start` on the client's train rows with the scenario's local optimiser.
+
+        Args:
+            start: [D], unchanged by the call.
+            correct: (gradient, params) -> gradient, applied to every step's (noised) gradient.
+            at: params -> the point whose gradient is taken, when it is not `params`.
+            loss_term: a term of its own for each example's loss.
+            trains: which coordinates move; the others keep their value of `start` exactly.
+            epochs: passes over the rows, instead of the scenario's.
+        """
+        ...
+
+    def loss(self, params: Tensor) -> Tensor:
+        """Mean loss [] on the train rows; refused under example-level privacy."""
+        ...
+
+
+class Upload(NamedTuple):
+    """What a client half returns; `state` stays with the client."""
+
+    update: Tensor
+    extra: Vectors = {}
+    scalars: Vectors = {}
+    state: Vectors = {}
+
+
+class Server(NamedTuple):
+    """The server's side of a run between rounds."""
+
+    params: Tensor
+    shared: Vectors
+    state: Vectors
+    round: int
+
+
+class Combined(NamedTuple):
+    """A cohort's uploads after the combiner.
+
+    Attributes:
+        update: [D].
+        extra: [D] each, combined with the same weights.
+        scalars: [n] each, one value per client that answered.
+        numbers: [n] the clients that answered.
+        share_of_population: n / K.
+    """
+
+    update: Tensor
+    extra: Vectors
+    scalars: Vectors
+    numbers: Tensor
+    share_of_population: float
+
+
+ClientHalf = Callable[[Local], Upload]
+ServerHalf = Callable[[Server, Combined], Server]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One federated algorithm.
+
+    Attributes:
+        name: as in reports.
+        client: the client half.
+        server: the server half.
+        weights: how a client's update counts in the mean: by its train rows, or all the same.
+        combine: how updates become one; `mean` is summed where the clients are trained.
+        client_state: vectors every client keeps, by name, each with its first value.
+        shared: vectors sent along with the model, by name, each with its first value.
+        server_state: tensors of the server, by name, each with its first value.
+        extra: names of the vectors in `Upload.extra`, always sent.
+        personal: pattern of parameter names whose values stay with each client.
+        optimizers: local optimisers that the theory covers.
+        private: why uploads stay private when gradients are clipped and noised; empty: no such argument
+            is made and `[privacy.example]` is refused. A private algorithm calls `local.train` once.
+    """
+
+    name: str
+    client: ClientHalf
+    server: ServerHalf
+    weights: Weighting = "examples"
+    combine: Combiner = mean
+    client_state: Mapping[str, Init] = field(default_factory=dict)
+    shared: Mapping[str, Init] = field(default_factory=dict)
+    server_state: Mapping[str, Init] = field(default_factory=dict)
+    extra: Sequence[str] = ()
+    personal: str | None = None
+    optimizers: Sequence[str] = ("sgd", "adam", "adamw")
+    private: str = ""
+
+    @property
+    def linear(self) -> bool:
+        """Whether a weighted sum of updates is all the server needs of them."""
+        return self.combine is mean
+
+    def start(self, params: Tensor, population: int) -> Server:
+        """The server before round 1."""
+        return Server(
+            params, initial(self.shared, params, population), initial(self.server_state, params, population), 0
+        )
+
+
+def initial(inits: Mapping[str, Init], params: Tensor, population: int) -> dict[str, Tensor]:
+    """First values of named vectors."""
+    return {name: init(params, population) for name, init in inits.items()}
+
+
+def zeros(params: Tensor, population: int) -> Tensor:
+    """A vector [D] of zeros."""
+    return torch.zeros_like(params)
+
+
+def copy_of_model(params: Tensor, population: int) -> Tensor:
+    """The initial model [D]."""
+    return params.clone()
+
+
+def add_update(server: Server, combined: Combined) -> Server:
+    """The plain server step: the model plus the combined update."""
+    return server._replace(params=server.params + combined.update)

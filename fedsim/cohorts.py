@@ -1,0 +1,90 @@
+"""Who takes part in a round: cohort rules, sampling, and limits on participations.
+
+A cohort is a pure function of (rule, seed, round, participations so far), so that a resumed run draws the
+same clients as an uninterrupted one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim import seeds
+from fedsim.errors import ScenarioError
+
+
+@dataclass(frozen=True)
+class CohortRule:
+    """How many clients are drawn each round; exactly one of the three is set.
+
+    Attributes:
+        size: this many clients, without replacement.
+        fraction: a fixed size too, max(1, round(fraction K)) of K clients.
+        poisson: every client independently with this probability, so a cohort may be empty.
+    """
+
+    size: int | None = None
+    fraction: float | None = None
+    poisson: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            named = " and ".join(given) or "none"
+            raise ScenarioError(f"cohort: set exactly one of size, fraction and poisson; {named} given")
+        if self.size is not None and self.size < 1:
+            raise ScenarioError(f"cohort.size = {self.size}: a cohort has at least 1 client")
+        for name in ("fraction", "poisson"):
+            if name in given and not 0 < given[name] <= 1:
+                raise ScenarioError(f"cohort.{name} = {given[name]}: use a share above 0 and at most 1")
+
+
+def expected_size(rule: CohortRule, population: int) -> float:
+    """Clients per round among `population` of them; exact for a fixed size, the mean for `poisson`."""
+    if rule.poisson is not None:
+        return rule.poisson * population
+    return float(_fixed_size(rule, population))
+
+
+def sample(rule: CohortRule, seed: int, round: int, participations: np.ndarray, limit: int | None) -> list[int]:
+    """Draw a round's cohort.
+
+    Args:
+        rule: how many.
+        seed: of the run.
+        round: number of the round.
+        participations: [K] rounds each client has been charged for.
+        limit: clients with this many leave the population before the draw; None keeps all.
+
+    Returns:
+        Sorted client numbers. All that remain, where fewer than a fixed size do; `poisson` may draw nobody.
+    """
+    population = len(participations)
+    remains = np.ones(population, dtype=bool) if limit is None else participations < limit
+    generator = seeds.numpy_generator(seed, "cohort", round)
+    if rule.poisson is not None:
+        cohort = np.flatnonzero((generator.random(population) < rule.poisson) & remains)
+    else:
+        clients = np.flatnonzero(remains)
+        size = min(_fixed_size(rule, population), len(clients))
+        cohort = np.sort(generator.choice(clients, size, replace=False, shuffle=False))
+    numbers: list[int] = cohort.tolist()
+    return numbers
+
+
+def participation_limit(rule: CohortRule, population: int, rounds: int, exceed: float = 0.01) -> int:
+    """The smallest number of participations that at most a share `exceed` of clients goes beyond.
+
+    Participations of one client are Binomial(rounds, p) with p = 1 under `fraction = 1.0`, where the answer
+    is `rounds`. At least 1, since a limit of 0 would let nobody take part.
+    """
+    from scipy import stats
+
+    share = rule.poisson if rule.poisson is not None else _fixed_size(rule, population) / population
+    return max(1, int(stats.binom.ppf(1 - exceed, rounds, share)))
+
+
+def _fixed_size(rule: CohortRule, population: int) -> int:
+    if rule.size is not None:
+        return min(rule.size, population)
+    assert rule.fraction is not None
+    return max(1, round(rule.fraction * population))

@@ -1,0 +1,74 @@
+"""How a cohort's updates become one.
+
+The mean is taken as "sum, then divide". The sum has fixed brackets, so its bits depend on the cohort alone
+and not on who computed what: the cohort, sorted by client number, is cut into contiguous chunks; each chunk
+is a left fold (multiply, then add, in the vector's own type), and the chunks' sums are folded in order.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+FEWEST_CHUNKS, MOST_CHUNKS = 16, 64
+"""Enough chunks to keep many workers busy, few enough that a chunk's sum saves most of the traffic."""
+
+Combiner = Callable[[Tensor, Tensor], Tensor]
+"""combine(updates [n, P], weights [n]) -> [P]."""
+
+
+def chunk_numbers(rows: Sequence[int]) -> list[int]:
+    """For each client of a sorted cohort the number of its chunk.
+
+    Args:
+        rows: train rows of each client; chunks get near-equal totals.
+
+    Returns:
+        Non-decreasing numbers from 0: a chunk for every client up to 16, then up to 64 chunks of about four
+        clients or more. Every chunk has a client.
+    """
+    count = min(len(rows), max(FEWEST_CHUNKS, min(MOST_CHUNKS, len(rows) // 4)))
+    total = sum(rows)
+    numbers: list[int] = []
+    chunk, seen = 0, 0
+    for position, size in enumerate(rows):
+        remaining = len(rows) - position
+        full = seen * count >= (chunk + 1) * total
+        if numbers and chunk + 1 < count and (full or remaining <= count - 1 - chunk):
+            chunk += 1
+        numbers.append(chunk)
+        seen += size
+    return numbers
+
+
+class Fold:
+    """A running weighted sum of vectors."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    def add(self, vector: Tensor, weight: float = 1.0) -> None:
+        """Add weight * vector: first the product, rounded, then the sum."""
+        product = vector * weight if weight != 1.0 else vector
+        if self.total is None:
+            self.total = product.clone() if product is vector else product
+        else:
+            self.total += product
+
+
+def fold(vectors: Iterable[Tensor]) -> Tensor | None:
+    """The left fold of a sum, or None of nothing."""
+    running = Fold()
+    for vector in vectors:
+        running.add(vector)
+    return running.total
+
+
+def mean(updates: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over clients: sum_i w_i u_i / sum_i w_i."""
+    return (updates * weights[:, None]).sum(0) / weights.sum()
+
+
+def stack(updates: Sequence[Tensor]) -> Tensor:
+    """[n, P] of n updates."""
+    return torch.stack(list(updates))

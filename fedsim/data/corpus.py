@@ -1,0 +1,81 @@
+"""A data set before it is split and partitioned, and where its files are looked for."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fedsim.errors import DataError
+
+Task = Literal["classification", "next-token"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A data set before partition.
+
+    Attributes:
+        name: as in scenarios.
+        task: what is learned from it.
+        x: [N, ...] inputs as the model takes them: float32 (images [N, channels, height, width], features
+            [N, F]) or, for next-token tasks, uint8 windows [N, L].
+        y: [N] int64 classes, or [N, L] uint8 targets.
+        classes: names of the classes; for next-token tasks the 256 byte values.
+        preprocessing: what was done to raw values, enough to do it again to new ones.
+        clients: [N] natural client of every row as index into `client_names`, where the set has one.
+        client_names: names of natural clients.
+        groups: [N] the person (or other unit) a row belongs to; rows of a group stay in one part.
+        own_test: [N] bool, rows of the test set that the corpus itself defines.
+    """
+
+    name: str
+    task: Task
+    x: np.ndarray
+    y: np.ndarray
+    classes: Sequence[str]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    clients: np.ndarray | None = None
+    client_names: Sequence[str] = ()
+    groups: np.ndarray | None = None
+    own_test: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where files are looked for, in this order: `--data-dir`, `FEDSIM_DATA`, the user's cache.
+
+    Attributes:
+        data: folders with one subfolder per data set.
+        scenario: folder of the scenario, against which `data.path` is taken.
+    """
+
+    data: tuple[Path, ...]
+    scenario: Path
+
+    @classmethod
+    def of(cls, data_dir: Path | None, scenario: Path) -> "Folders":
+        """The folders of this machine."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim"
+        named = [data_dir, Path(os.environ["FEDSIM_DATA"]) if os.environ.get("FEDSIM_DATA") else None, cache]
+        return cls(tuple(folder for folder in named if folder is not None), scenario)
+
+    def find(self, name: str, files: Sequence[str]) -> dict[str, Path]:
+        """Paths of a data set's files, from the first folder that has them all.
+
+        Raises:
+            DataError: names the files that are missing and the folders where they may be put.
+        """
+        missing: list[str] = list(files)
+        for folder in self.data:
+            absent = [file for file in files if not (folder / name / file).is_file()]
+            if not absent:
+                return {file: folder / name / file for file in files}
+            missing = min(missing, absent, key=len)
+        places = " or ".join(str(folder / name) for folder in self.data)
+        raise DataError(f"data set {name!r}: {', '.join(missing)} not found; put the files into {places}")

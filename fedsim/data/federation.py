@@ -1,0 +1,109 @@
+"""A corpus split over clients: arrays in which every client is one slice."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fedsim.data.corpus import Corpus, Task
+
+Part = Literal["train", "validation", "test"]
+CentralPart = Literal["validation", "test"]
+
+
+class Rows(NamedTuple):
+    """Rows of one part: x [n, ...] and y [n, ...], views that are never written."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Every client's rows, and one central validation and test set.
+
+    Attributes:
+        x, y: rows ordered by client, and within a client by part: train, validation, test.
+        offsets: [K + 1] client k owns rows offsets[k] to offsets[k + 1].
+        train_ends, validation_ends: [K] where a client's train and validation parts end.
+        central: the rows of the two central sets.
+        names: of the clients.
+        task, classes, preprocessing: from the corpus.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    offsets: np.ndarray
+    train_ends: np.ndarray
+    validation_ends: np.ndarray
+    central: Mapping[CentralPart, Rows]
+    names: Sequence[str]
+    corpus: str
+    task: Task
+    classes: Sequence[str]
+    preprocessing: Mapping[str, Any]
+
+    @property
+    def clients(self) -> int:
+        """K, the number of clients."""
+        return len(self.offsets) - 1
+
+    @cached_property
+    def train_rows(self) -> np.ndarray:
+        """[K] number of train rows of every client."""
+        return np.asarray(self.train_ends - self.offsets[:-1])
+
+    def rows(self, client: int, part: Part) -> Rows:
+        """One client's rows of one part."""
+        start, stop = {
+            "train": (self.offsets[client], self.train_ends[client]),
+            "validation": (self.train_ends[client], self.validation_ends[client]),
+            "test": (self.validation_ends[client], self.offsets[client + 1]),
+        }[part]
+        return Rows(self.x[start:stop], self.y[start:stop])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all rows and where they lie; two runs with the same digest saw the same data."""
+        total = hashlib.sha256()
+        central = [array for part in ("validation", "test") for array in self.central[part]]
+        for array in (self.offsets, self.train_ends, self.validation_ends, self.x, self.y, *central):
+            total.update(f"{array.dtype}{array.shape}".encode())
+            total.update(np.ascontiguousarray(array).data)
+        return total.hexdigest()
+
+
+def federate(
+    corpus: Corpus,
+    central: Mapping[CentralPart, np.ndarray],
+    parts: Sequence[Mapping[Part, np.ndarray]],
+    names: Sequence[str] = (),
+) -> Federation:
+    """Order a corpus' rows by client and part.
+
+    Args:
+        corpus: the data set.
+        central: row numbers of the central validation and test set.
+        parts: for every client the row numbers of its train, validation and test part.
+        names: of the clients; their numbers by default.
+    """
+    sizes = np.array([[len(client[part]) for part in ("train", "validation", "test")] for client in parts])
+    ends = np.cumsum(sizes.ravel()).reshape(sizes.shape)
+    order = np.concatenate([client[part] for client in parts for part in ("train", "validation", "test")])
+    sets: dict[CentralPart, Rows] = {part: Rows(corpus.x[rows], corpus.y[rows]) for part, rows in central.items()}
+    return Federation(
+        x=corpus.x[order],
+        y=corpus.y[order],
+        offsets=np.concatenate([[0], ends[:, 2]]),
+        train_ends=ends[:, 0],
+        validation_ends=ends[:, 1],
+        central=sets,
+        names=tuple(names) or tuple(str(number) for number in range(len(parts))),
+        corpus=corpus.name,
+        task=corpus.task,
+        classes=tuple(corpus.classes),
+        preprocessing=corpus.preprocessing,
+    )

@@ -1,0 +1,159 @@
+"""A federation to look at: a row per client, figures for the whole, and a still picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedsim.data.federation import Federation, Part
+from fedsim.errors import DataError
+
+_PARTS: tuple[Part, ...] = ("train", "validation", "test")
+_SHADES = ("0.25", "0.6", "0.85")  # grey, so that print and every eye can tell them apart
+_MOST_BUBBLES = 40
+_FORMATS = (".svg", ".png", ".pdf")
+
+
+def table(federation: Federation) -> list[dict[str, Any]]:
+    """For every client its name, rows in all and of each part, and (classification) rows of each class."""
+    sizes, counts = _sizes(federation), _label_counts(federation)
+    rows: list[dict[str, Any]] = []
+    for client, name in enumerate(federation.names):
+        row = {"client": name, "rows": int(sizes[client].sum())}
+        row |= {part: int(size) for part, size in zip(_PARTS, sizes[client], strict=True)}
+        if counts is not None:
+            row["labels"] = {label: int(n) for label, n in zip(federation.classes, counts[client], strict=True)}
+        rows.append(row)
+    return rows
+
+
+def summary(federation: Federation) -> dict[str, Any]:
+    """Figures of the whole federation.
+
+    Returns:
+        clients; rows, in all and of each part and central set; smallest, median and largest client; and for
+        classification `labels_per_client` (mean number of classes a client has) and `label_skew`: the mean
+        total variation distance, from 0 (all alike) to 1, between a client's labels and those of all clients.
+    """
+    sizes, counts = _sizes(federation), _label_counts(federation)
+    rows = sizes.sum(axis=1)
+    figures: dict[str, Any] = {"clients": federation.clients, "rows": int(rows.sum())}
+    figures |= {part: int(total) for part, total in zip(_PARTS, sizes.sum(axis=0), strict=True)}
+    figures |= {f"central_{part}": len(federation.central[part].x) for part in federation.central}
+    figures |= {"smallest": int(rows.min()), "median": float(np.median(rows)), "largest": int(rows.max())}
+    if counts is not None:
+        held = counts[rows > 0]
+        mixes = held / held.sum(axis=1, keepdims=True)
+        overall = held.sum(axis=0) / held.sum()
+        figures["labels_per_client"] = float((held > 0).sum(axis=1).mean())
+        figures["label_skew"] = float(np.abs(mixes - overall).sum(axis=1).mean() / 2)
+    return figures
+
+
+def table_lines(federation: Federation) -> list[str]:
+    """The table and the summary as text of at most 80 columns; label counts where ten classes or fewer fit."""
+    counts = _label_counts(federation)
+    labels = federation.classes if counts is not None and len(federation.classes) <= 10 else ()
+    head = f"{'client':<20}{'train':>7}{'valid':>7}{'test':>6}" + "".join(f"{name[:4]:>4}" for name in labels)
+    lines = [head]
+    for client, sizes in enumerate(_sizes(federation)):
+        cells = "".join(f"{count:>4}" for count in counts[client]) if counts is not None and labels else ""
+        lines.append(f"{federation.names[client][:19]:<20}{sizes[0]:>7}{sizes[1]:>7}{sizes[2]:>6}{cells}")
+    figures = summary(federation)
+    return [*lines, "", *(f"{name.replace('_', ' ')}: {_shown(figure)}" for name, figure in figures.items())]
+
+
+def picture(federation: Federation, path: Path) -> None:
+    """Draw sizes and labels of every client.
+
+    Args:
+        federation: bubbles for few clients, a heat map for many; sizes alone for text.
+        path: of the file to write; its suffix says the format: .svg, .png or .pdf.
+
+    Raises:
+        DataError: another suffix, or the file cannot be written.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise DataError(f"{path}: pictures are written as {', '.join(_FORMATS)}; change the suffix")
+    figure = _draw(federation)
+    try:
+        # Without a date, and with names that are not random, the same federation gives the same SVG.
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+        with rc_context({"svg.hashsalt": "fedsim"}):
+            figure.savefig(path, dpi=150, metadata=metadata)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def _shown(figure: float) -> str:
+    return f"{figure:,}" if isinstance(figure, int) else f"{figure:,.2f}"
+
+
+def _draw(federation: Federation) -> Figure:
+    counts = _label_counts(federation)
+    width = float(np.clip(3 + 0.3 * federation.clients, 7, 14))
+    if counts is None:
+        figure = Figure(figsize=(width, 3.5), layout="constrained")
+        lowest = sizes = figure.subplots()
+    else:
+        height = float(np.clip(1.5 + 0.3 * len(federation.classes), 3, 9))
+        figure = Figure(figsize=(width, 2.5 + height), layout="constrained")
+        sizes, lowest = figure.subplots(2, sharex=True, height_ratios=(2, height))
+        _draw_labels(figure, lowest, counts, federation.classes)
+    _draw_sizes(sizes, _sizes(federation))
+    figures = summary(federation)
+    figure.suptitle(f"{federation.corpus}: {figures['clients']} clients, {figures['rows']:,} rows")
+    lowest.set_xlabel("client")
+    lowest.set_xlim(-0.6, federation.clients - 0.4)
+    lowest.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+    return figure
+
+
+def _draw_sizes(axes: Axes, sizes: np.ndarray) -> None:
+    bottom = np.zeros(len(sizes))
+    for part, size, shade in zip(_PARTS, sizes.T, _SHADES, strict=True):
+        # Bars touch when there are many: gaps narrower than a pixel would draw a pattern that is not there.
+        bar = 0.8 if len(sizes) <= _MOST_BUBBLES else 1.0
+        axes.bar(np.arange(len(sizes)), size, width=bar, bottom=bottom, color=shade, label=part)
+        bottom = bottom + size
+    axes.set_ylabel("rows")
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(_PARTS), frameon=False)
+
+
+def _draw_labels(figure: Figure, axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
+    if max(counts.shape) <= _MOST_BUBBLES:
+        client, label = np.nonzero(counts)
+        rows = counts[client, label]
+        area = 200 / counts.max()
+        axes.scatter(client, label, s=np.maximum(area * rows, 3), color="0.25")  # a single row stays visible
+        for size in sorted({1, -(-int(counts.max()) // 4), int(counts.max())}):
+            axes.scatter([], [], s=max(area * size, 3), color="0.25", label=f"{size}")
+        axes.legend(title="rows", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, labelspacing=1.2)
+    else:
+        shown = axes.imshow(counts.T, aspect="auto", cmap="Greys", interpolation="nearest", vmin=0)
+        figure.colorbar(shown, ax=axes, label="rows", pad=0.01)
+    axes.set_ylim(-0.6, len(classes) - 0.4)
+    axes.set_ylabel("class")
+    step = -(-len(classes) // _MOST_BUBBLES)
+    axes.set_yticks(range(0, len(classes), step), classes[::step])
+
+
+def _sizes(federation: Federation) -> np.ndarray:
+    """[K, 3] rows of every client's parts."""
+    ends = [federation.offsets[:-1], federation.train_ends, federation.validation_ends, federation.offsets[1:]]
+    return np.diff(np.stack(ends, axis=1), axis=1)
+
+
+def _label_counts(federation: Federation) -> np.ndarray | None:
+    """[K, classes] rows of every client and class, None where rows have no class."""
+    if federation.task != "classification":
+        return None
+    owner = np.repeat(np.arange(federation.clients), np.diff(federation.offsets))
+    shape = federation.clients, len(federation.classes)
+    return np.bincount(owner * shape[1] + federation.y, minlength=shape[0] * shape[1]).reshape(shape)

@@ -1,0 +1,83 @@
+"""A user's own arrays in a NumPy .npz file."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.data.corpus import Corpus, Folders
+from fedsim.data.sources._files import contents
+from fedsim.errors import DataError
+from fedsim.registry import nearest
+
+_KNOWN = ("x", "y", "clients", "groups", "names")
+
+
+def npz(folders: Folders, *, path: str) -> Corpus:
+    """The corpus in the arrays x, y and, where there are such, clients, groups and names.
+
+    * x [N, ...] numbers become float32, y [N] (numbers or texts) classes in sorted order. When both are
+      uint8 [N, L], they are windows of bytes and their next bytes.
+    * clients [N]: natural client of every row, as texts, numbers, or numbers into `names` (texts).
+    * groups [N]: texts or integers; rows of a group stay in one part.
+
+    Args:
+        folders: `path` is relative to `folders.scenario`.
+        path: of the file.
+
+    Raises:
+        DataError: no such file, not an .npz, pickled objects in it, or an array missing or of a wrong kind.
+    """
+    file = folders.scenario / path
+    arrays = _arrays(file)
+    x, y = arrays["x"], arrays["y"]
+    text = x.dtype == y.dtype == np.uint8 and x.ndim == 2 and x.shape == y.shape
+    clients, names = _clients(file, arrays)
+    if not text and x.dtype.kind not in "fiub":
+        raise DataError(f"{file}: array x has type {x.dtype}; give numbers")
+    if not text and (y.ndim != 1 or y.dtype.kind not in "iubU"):
+        raise DataError(f"{file}: array y has type {y.dtype} and shape {y.shape}; give one integer or text per row")
+    values, classes = np.unique(y, return_inverse=True)
+    return Corpus(
+        name=file.stem,
+        task="next-token" if text else "classification",
+        x=x if text else x.astype(np.float32),
+        y=y if text else classes.astype(np.int64),
+        classes=tuple(str(value) for value in (range(256) if text else values)),
+        preprocessing={"kind": "none"},
+        clients=clients,
+        client_names=names,
+        groups=arrays.get("groups"),
+    )
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    contents(file)  # so that a missing file has its own message
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise DataError(f"{file}: not a sound .npz of plain arrays ({error}); write it with numpy.savez") from error
+    for name in arrays:
+        if name not in _KNOWN:
+            raise DataError(f"{file}: array {name!r} is not known.{nearest(name, _KNOWN)}")
+    for name in ("x", "y"):
+        if name not in arrays:
+            raise DataError(f"{file}: there is no array {name!r}; give at least x and y")
+    return arrays
+
+
+def _clients(file: Path, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """[N] number of every row's client, and the clients' names."""
+    clients, names = arrays.get("clients"), arrays.get("names")
+    if clients is None:
+        if names is not None:
+            raise DataError(f"{file}: array names names clients, but there is no array clients")
+        return None, ()
+    if names is not None:
+        if clients.dtype.kind not in "iu":
+            raise DataError(f"{file}: with names, array clients must hold integers into it, not {clients.dtype}")
+        return clients.astype(np.int64), tuple(str(name) for name in names)
+    values, numbers = np.unique(clients, return_inverse=True)
+    return numbers, tuple(str(value) for value in values)

@@ -1,0 +1,36 @@
+"""Clients one after another in this process: for debugging, and the oracle of the Ray engine."""
+
+from collections.abc import Sequence
+
+import torch
+
+from fedsim.flower import chunk_program
+from fedsim.grid import Chunk, ChunkResult, SimulatedGrid
+from fedsim.job import Job
+from fedsim.local import Work
+
+
+class InlineEngine:
+    """No workers but this process."""
+
+    description = "inline"
+
+    def grid(self, job: Job) -> SimulatedGrid:
+        """A grid that does a job's work here."""
+        return InlineGrid(job)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class InlineGrid(SimulatedGrid):
+    """Chunks one after another, on one thread: with more, sums would be bracketed otherwise than in workers."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.federation.clients)
+        torch.set_num_threads(1)
+        self._program = chunk_program(Work(job))
+
+    def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
+        """Do all chunks' work in order; there is no time limit in one process."""
+        return [self._program(chunk) for chunk in chunks]

@@ -1,0 +1,206 @@
+"""Clients on Ray: persistent actors that are started once and take chunks as they become idle.
+
+A federation is placed in Ray's object store once and mapped by every worker; a round's model is placed
+there once. A worker that dies is replaced and its chunk run again, which gives the same bits.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+
+from fedsim.data.federation import Federation
+from fedsim.flower import chunk_program
+from fedsim.grid import WORKER_LOST, Chunk, ChunkProgram, ChunkResult, SimulatedGrid, failure, with_content
+from fedsim.job import Job
+from fedsim.states import State
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+
+ATTEMPTS = 3
+"""How often a chunk is given to a worker before its clients count as failed."""
+
+
+class Flat(NamedTuple):
+    """An array as Ray maps it without a copy: the bytes that Flower would send, as a NumPy array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+    data: np.ndarray
+
+
+class Parcel(NamedTuple):
+    """A chunk without its arrays; `records` says which object of the store belongs where."""
+
+    messages: list[Message]
+    records: list[dict[str, "ray.ObjectRef[Any]"]]
+    states: Mapping[int, State | None]
+
+
+class Worker:
+    """An actor: does the work of one job, chunk after chunk, on one thread."""
+
+    def __init__(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._program: ChunkProgram | None = None
+        self._records: dict[str, ArrayRecord] = {}
+
+    def install(self, job: Job, federation: Federation) -> None:
+        """Build model and algorithm of a job whose arrays come from the object store."""
+        from fedsim.local import Work
+
+        self._program = chunk_program(Work(replace(job, federation=federation)))
+        self._records.clear()
+
+    def run(self, parcel: Parcel) -> ChunkResult:
+        """Do one chunk."""
+        assert self._program is not None
+        wanted = {ref.hex(): ref for records in parcel.records for ref in records.values()}
+        known = {name: record for name, record in self._records.items() if name in wanted}
+        self._records = known | {name: _unpack(ray.get(ref)) for name, ref in wanted.items() if name not in known}
+        for message, records in zip(parcel.messages, parcel.records, strict=True):
+            for key, ref in records.items():
+                message.content[key] = self._records[ref.hex()]
+        return self._program(Chunk(parcel.messages, parcel.states))
+
+
+class RayEngine:
+    """Workers of this machine; started once, used for any number of jobs."""
+
+    def __init__(self, workers: int) -> None:
+        self._owned = not ray.is_initialized()
+        if self._owned:
+            _start_ray(workers)
+        self.workers = workers
+        self.description = f"Ray, {workers} worker{'s' if workers != 1 else ''}"
+        self._actor: Any = ray.remote(num_cpus=1)(Worker)
+        self.actors: list[Any] = [self._actor.remote() for _ in range(workers)]
+
+    def grid(self, job: Job) -> SimulatedGrid:
+        """A grid that does a job's work on these workers."""
+        return RayGrid(self, job)
+
+    def start_worker(self) -> Any:
+        """A new worker, in place of one that died."""
+        return self._actor.remote()
+
+    def close(self) -> None:
+        """Stop the workers, and Ray if it was started here."""
+        for actor in self.actors:
+            with suppress(Exception):
+                ray.kill(actor)
+        self.actors = []
+        if self._owned and ray.is_initialized():
+            ray.shutdown()
+
+
+class RayGrid(SimulatedGrid):
+    """Chunks to idle workers, those with most messages first."""
+
+    def __init__(self, engine: RayEngine, job: Job) -> None:
+        super().__init__(job.federation.clients)
+        self._engine = engine
+        self._federation = ray.put(job.federation)
+        self._job = ray.put(replace(job, federation=_without_rows(job.federation)))
+        ray.get([self._install(actor) for actor in engine.actors])
+
+    def _install(self, actor: Any) -> Any:
+        return actor.install.remote(self._job, self._federation)
+
+    def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
+        """Keep every worker busy until all chunks are done."""
+        store: dict[int, ray.ObjectRef[Any]] = {}
+        parcels = [_parcel(chunk, store) for chunk in chunks]
+        waiting = deque(sorted(range(len(chunks)), key=lambda number: -len(chunks[number].messages)))
+        attempts = dict.fromkeys(waiting, 0)
+        idle = list(range(len(self._engine.actors)))
+        running: dict[Any, tuple[int, int]] = {}
+        results: dict[int, ChunkResult] = {}
+        while waiting or running:
+            while waiting and idle:
+                number, worker = waiting.popleft(), idle.pop()
+                running[self._engine.actors[worker].run.remote(parcels[number])] = number, worker
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            number, worker = running.pop(done)
+            idle.append(worker)
+            try:
+                results[number] = ray.get(done)
+            except ray.exceptions.RayActorError as error:
+                attempts[number] += 1
+                self._replace(worker)
+                if attempts[number] < ATTEMPTS:
+                    waiting.appendleft(number)
+                else:
+                    results[number] = _lost(chunks[number], str(error))
+        return [results[number] for number in range(len(chunks))]
+
+    def _replace(self, worker: int) -> None:
+        actor = self._engine.start_worker()
+        self._engine.actors[worker] = actor
+        ray.get(self._install(actor))
+
+
+def _start_ray(workers: int) -> None:
+    """Ray without dashboard, log lines or a look at other clusters on this machine."""
+    ray.init(
+        address="local",
+        num_cpus=workers,
+        include_dashboard=False,
+        configure_logging=True,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+
+
+def _lost(chunk: Chunk, reason: str) -> ChunkResult:
+    text = f"the worker died {ATTEMPTS} times while it ran this client's chunk: {' '.join(reason.split())[:200]}"
+    return ChunkResult([failure(message, WORKER_LOST, text) for message in chunk.messages], {})
+
+
+def _parcel(chunk: Chunk, store: dict[int, Any]) -> Parcel:
+    """Take a chunk's arrays out of its messages; each distinct record is placed once."""
+    messages, records = [], []
+    for message in chunk.messages:
+        refs = {}
+        content = RecordDict()
+        for key, record in message.content.items():
+            if isinstance(record, ArrayRecord):
+                if id(record) not in store:
+                    store[id(record)] = ray.put(_pack(record))
+                refs[key] = store[id(record)]
+            else:
+                content[key] = record
+        messages.append(with_content(message, content))
+        records.append(refs)
+    return Parcel(messages, records, chunk.states)
+
+
+def _pack(record: ArrayRecord) -> dict[str, Flat]:
+    return {
+        name: Flat(array.dtype, tuple(array.shape), array.stype, np.frombuffer(array.data, dtype=np.uint8))
+        for name, array in record.items()
+    }
+
+
+def _unpack(flat: Mapping[str, Flat]) -> ArrayRecord:
+    return ArrayRecord(
+        {name: Array(each.dtype, each.shape, each.stype, each.data.tobytes()) for name, each in flat.items()}
+    )
+
+
+def _without_rows(federation: Federation) -> Federation:
+    """The federation's description alone; its arrays travel through the object store."""
+    empty = federation.x[:0], federation.y[:0]
+    return replace(federation, x=empty[0], y=empty[1], central={})

@@ -1,0 +1,44 @@
+"""What a run's bits may depend on besides its scenario: packages, processor, threads and data."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment(data_digest: str) -> dict[str, Any]:
+    """This machine and process, as `environment.json` keeps them.
+
+    Args:
+        data_digest: SHA-256 of the federation's rows.
+
+    Returns:
+        Plain values: Python and package versions, platform, processor, the vector instructions that torch
+        uses, torch's threads, names of GPUs, and the data's digest.
+    """
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "threads": torch.get_num_threads(),
+        "data_sha256": data_digest,
+        "packages": packages(),
+    }
+
+
+def processor() -> str:
+    """The processor's model name, as Linux tells it, else what Python knows."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(errors="replace").splitlines() if listing.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def packages() -> dict[str, str]:
+    """Version of every installed distribution, by name."""
+    found = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    return dict(sorted((name.lower(), version) for name, version in found.items() if name))

@@ -1,0 +1,53 @@
+"""Everything that can go wrong, as a small tree.
+
+A message says what is wrong, where (file, key, client, round) and what to change. The command line prints
+it as one line and ends with `exit_code`; a traceback is for our own mistakes only.
+"""
+
+
+class FedsimError(Exception):
+    """Base of all errors that a user can cause or mend."""
+
+    exit_code = 2
+
+
+class ScenarioError(FedsimError):
+    """A scenario that cannot be run: unknown key, impossible value, settings that do not go together."""
+
+
+class DataError(FedsimError):
+    """A data set that is missing, corrupt or does not have what the scenario asks of it."""
+
+
+class ModelError(FedsimError):
+    """A model that does not fit the data, the task or the privacy asked for."""
+
+
+class PrivacyError(FedsimError):
+    """A privacy setting for which no true epsilon could be printed."""
+
+
+class RunFolderError(FedsimError):
+    """A run folder that exists already or cannot be written."""
+
+
+class ClientError(FedsimError):
+    """One client's failure in one round. An expected event: recorded, not raised to the user."""
+
+
+class StoppedByPolicy(FedsimError):
+    """A run ended by its own rules (every client failed, `on_client_error = "fail"`, divergence)."""
+
+    exit_code = 3
+
+
+class Interrupted(FedsimError):
+    """A run that its user interrupted."""
+
+    exit_code = 130
+
+
+def one_line(error: BaseException) -> str:
+    """The error's type and message on a single line, for records and replies."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,401 @@
+"""Between fedsim and Flower: an algorithm as a Flower Strategy, local work as a Flower ClientApp.
+
+A round's messages, one per client of the cohort:
+    down  "arrays" the model by name, "shared" the algorithm's vectors, "config" round, weight, chunk, reply
+    up    "metrics", and as config["reply"] asks
+          "model"   "arrays": what the client's model became (what Flower's own strategies need; the default)
+          "update"  "update": the client's contribution, not weighted
+          "sum"     "update" only in the last sound reply of a chunk: the chunk's weighted sum
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedsim import metrics
+from fedsim.algorithm import Combined, Server
+from fedsim.cohorts import sample
+from fedsim.combiners import Fold, chunk_numbers
+from fedsim.data.federation import CentralPart, Part, Rows
+from fedsim.errors import ClientError, ScenarioError
+from fedsim.evaluation import client_metrics
+from fedsim.grid import (
+    CLIENT_FAILED,
+    FIRST_NODE,
+    Chunk,
+    ChunkProgram,
+    ChunkResult,
+    SimulatedGrid,
+    client_number,
+    failure,
+    setting,
+)
+from fedsim.local import Contribution, Received, Work
+from fedsim.metrics import Statistics, add
+from fedsim.parameters import Weights, to_record, view
+from fedsim.records import ClientRow
+from fedsim.states import Kept, State
+
+PARTS: Mapping[str, Part] = {"train": "train", "validation": "validation", "test": "test"}
+
+
+class AlgorithmStrategy(Strategy):
+    """One of our algorithms, as a Flower Strategy.
+
+    Attributes:
+        server: the algorithm's server side after the last round.
+        buffers: [E] the model's floating buffers.
+        participations: [K] rounds that each client was selected in.
+        cohort: clients selected in the current round, sorted.
+    """
+
+    def __init__(self, work: Work) -> None:
+        """Before round 1 of a job, whose model, algorithm and problem `work` has built."""
+        job = work.job
+        self.algorithm = work.algorithm
+        self.server: Server = work.algorithm.start(work.initial.vector, job.federation.clients)
+        self.buffers = work.initial.buffers
+        self.participations = np.zeros(job.federation.clients, dtype=np.int64)
+        self.cohort: list[int] = []
+        self._problem, self._layout, self._federation = work.problem, work.layout, job.federation
+        self._rule, self._seed = job.scenario.cohort.rule, job.scenario.seed
+        self._limit = job.privacy.max_participations if job.privacy is not None else None
+        self._min_rows = job.scenario.evaluate.min_rows
+        self._accepted = np.zeros(job.federation.clients, dtype=np.int64)
+        self._nodes: dict[int, int] = {}
+        self._part: Part = "validation"
+
+    @property
+    def weights(self) -> Weights:
+        """The global model."""
+        return Weights(self.server.params, self.buffers)
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """What the server keeps besides the model, by name."""
+        shared = {f"shared/{name}": vector for name, vector in self.server.shared.items()}
+        return shared | {f"state/{name}": tensor for name, tensor in self.server.state.items()}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Sample the cohort and address a message to each of its clients."""
+        nodes = self._nodes or self._find_nodes(grid)
+        self.cohort = sample(self._rule, self._seed, server_round, self.participations, self._limit)
+        self.participations[self.cohort] += 1
+        shared = ArrayRecord({name: Array(vector.numpy()) for name, vector in self.server.shared.items()})
+        rows = [int(self._federation.train_rows[number]) for number in self.cohort]
+        reply = "sum" if self.algorithm.linear and isinstance(grid, SimulatedGrid) else "update"
+        messages = []
+        for number, size, chunk in zip(self.cohort, rows, chunk_numbers(rows), strict=True):
+            settings = ConfigRecord(
+                {
+                    **config,
+                    "server-round": server_round,
+                    "reply": reply,
+                    "chunk": chunk,
+                    "weight": self._weight(size),
+                    "accepted-round": int(self._accepted[number]),
+                }
+            )
+            content = RecordDict({"arrays": arrays, "shared": shared, "config": settings})
+            messages.append(Message(content, nodes[number], "train"))
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold what the cohort sent, in the order of client numbers, and take the server step."""
+        numbers = {node: number for number, node in self._nodes.items()}
+        sound = {numbers[reply.metadata.src_node_id]: reply for reply in replies if not reply.has_error()}
+        answered = [number for number in self.cohort if number in sound]
+        if not answered:
+            return None, None
+        reported = [_metrics(sound[number]) for number in answered]
+        combined = self._combined(answered, sound)
+        size = self._layout.size
+        self.buffers = self.buffers + combined[size : size + self._layout.buffer_size]
+        extras = combined[size + self._layout.buffer_size :].split(size)  # type: ignore[no-untyped-call]
+        names = [key for key in reported[0] if key.startswith("scalar/")]
+        self.server = self.algorithm.server(
+            self.server._replace(round=server_round),
+            Combined(
+                update=combined[:size],
+                extra=dict(zip(self.algorithm.extra, extras, strict=False)),
+                scalars={name.removeprefix("scalar/"): torch.tensor([m[name] for m in reported]) for name in names},
+                numbers=torch.tensor(answered),
+                share_of_population=len(answered) / self._federation.clients,
+            ),
+        )
+        self._accepted[answered] = server_round
+        return to_record(self._layout, self.weights), _training_figures(reported)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Ask every client with held-out rows to measure the model on them; config["part"] says which."""
+        nodes = self._nodes or self._find_nodes(grid)
+        self._part = PARTS[str(config.get("part", "validation"))]
+        sizes = [len(self._federation.rows(number, self._part).x) for number in range(self._federation.clients)]
+        asked = [number for number, size in enumerate(sizes) if size]
+        messages = []
+        for number, chunk in zip(asked, chunk_numbers([sizes[number] for number in asked]), strict=True):
+            settings = ConfigRecord({**config, "server-round": server_round, "part": self._part, "chunk": chunk})
+            messages.append(Message(RecordDict({"arrays": arrays, "config": settings}), nodes[number], "evaluate"))
+        return messages
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """The model's metrics over clients' own rows, under their full names."""
+        statistics = statistics_of(replies)
+        if not statistics:
+            return None
+        return MetricRecord({**client_metrics(self._problem, statistics, self._part, self._min_rows)})
+
+    def summary(self) -> None:
+        """Nothing: a run's summary comes from its records."""
+
+    def _weight(self, rows: int) -> float:
+        return float(rows) if self.algorithm.weights == "examples" else 1.0
+
+    def _combined(self, answered: list[int], sound: Mapping[int, Message]) -> Tensor:
+        """[D + E + extras] what the cohort's contributions become."""
+        weights = {number: self._weight(int(self._federation.train_rows[number])) for number in answered}
+        if not self.algorithm.linear:
+            updates = torch.stack([vector for number in answered if (vector := _vector(sound[number])) is not None])
+            return self.algorithm.combine(updates, torch.tensor(list(weights.values())))
+        chunks = chunk_numbers([int(self._federation.train_rows[number]) for number in self.cohort])
+        folds = [Fold() for _ in range(chunks[-1] + 1)]
+        for number, chunk in zip(self.cohort, chunks, strict=True):
+            if number in sound and (vector := _vector(sound[number])) is not None:
+                folds[chunk].add(vector, 1.0 if _metrics(sound[number])["summed"] else weights[number])
+        total = Fold()
+        for fold in folds:
+            if fold.total is not None:
+                total.add(fold.total)
+        assert total.total is not None
+        return total.total / sum(weights.values())
+
+    def _find_nodes(self, grid: Grid) -> dict[int, int]:
+        """Node id of every client: known on our grids, asked for once on any other."""
+        if isinstance(grid, SimulatedGrid):
+            self._nodes = {number: number + FIRST_NODE for number in range(self._federation.clients)}
+            return self._nodes
+        queries = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
+        for reply in grid.send_and_receive(messages=queries):
+            if not reply.has_error():
+                self._nodes[int(_metrics(reply)["number"])] = reply.metadata.src_node_id  # type: ignore[arg-type]
+        if absent := sorted(set(range(self._federation.clients)) - set(self._nodes)):
+            raise ScenarioError(f"clients {', '.join(map(str, absent[:5]))} have no node; start one for each client")
+        return self._nodes
+
+
+def chunk_program(work: Work) -> ChunkProgram:
+    """What a simulated worker runs: each client's work in order, a client's failure being its reply."""
+
+    def run(chunk: Chunk) -> ChunkResult:
+        replies: list[Message] = []
+        kept: dict[int, State] = {}
+        running = Fold()
+        carrier: RecordDict | None = None
+        for message in chunk.messages:
+            number = client_number(message)
+            try:
+                content, contribution = _answer(work, number, message, chunk.states.get(number))
+            except ClientError as error:
+                replies.append(failure(message, CLIENT_FAILED, str(error)))
+                continue
+            if contribution is not None:
+                if contribution.state:
+                    kept[number] = contribution.state
+                if setting(message, "reply", "model") == "sum":
+                    running.add(contribution.vector, float(setting(message, "weight", 1.0)))
+                    carrier = content
+            replies.append(Message(content, reply_to=message))
+        if carrier is not None and running.total is not None:
+            carrier["update"] = ArrayRecord({"vector": Array(running.total.numpy())})
+        return ChunkResult(replies, kept)
+
+    return run
+
+
+def client_app(make_work: Callable[[], Work]) -> ClientApp:
+    """Local work as a ClientApp, for Flower's own simulation and for deployed nodes.
+
+    Args:
+        make_work: builds this process' work; called for every message, so it should remember its result.
+    """
+    app = ClientApp()
+
+    def handle(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        states = ContextStates(context)
+        state = states.get(number, int(setting(message, "accepted-round", 0)))
+        content, contribution = _answer(make_work(), number, message, state)
+        if contribution is not None:
+            states.put(number, int(setting(message, "server-round", 0)), contribution.state)
+        return Message(content, reply_to=message)
+
+    for register in (app.train(), app.evaluate(), app.query()):
+        register(handle)
+    return app
+
+
+class ContextStates:
+    """A client's vectors in its own Flower Context, under the rule of `states.ClientStates`."""
+
+    def __init__(self, context: Context) -> None:
+        self._records = context.state
+
+    def get(self, client: int, accepted_round: int) -> State | None:
+        """The state after `accepted_round`, or None before the client's first accepted round."""
+        pending = self._kept("pending")
+        if pending is not None and pending.round == accepted_round:
+            self._keep("accepted", pending)
+        self._records.pop("pending", None)
+        self._records.pop("pending-round", None)
+        accepted = self._kept("accepted")
+        return accepted.state if accepted is not None else None
+
+    def put(self, client: int, round: int, state: State) -> None:
+        """Keep a new state until it is known whether its round was accepted."""
+        if state:
+            self._keep("pending", Kept(round, state))
+
+    def _kept(self, name: str) -> Kept | None:
+        if name not in self._records:
+            return None
+        arrays = self._records.array_records[name]
+        state = {key: torch.from_numpy(view(array).copy()) for key, array in arrays.items()}
+        return Kept(int(self._records.config_records[f"{name}-round"]["round"]), state)  # type: ignore[arg-type]
+
+    def _keep(self, name: str, kept: Kept) -> None:
+        self._records[name] = ArrayRecord({key: Array(vector.numpy()) for key, vector in kept.state.items()})
+        self._records[f"{name}-round"] = ConfigRecord({"round": kept.round})
+
+
+def central_messages(arrays: ArrayRecord, part: CentralPart, rows: int, block: int) -> list[Message]:
+    """Messages that measure the model on a central set, one per block of rows, for whichever worker is free."""
+    starts = range(0, rows, block)
+    config = [ConfigRecord({"part": part, "start": start, "stop": min(start + block, rows)}) for start in starts]
+    return [
+        Message(RecordDict({"arrays": arrays, "config": settings}), number + FIRST_NODE, "evaluate.central")
+        for number, settings in enumerate(config)
+    ]
+
+
+def client_row(round: int, message: Message, reply: Message, work: Work) -> ClientRow:
+    """What is recorded of one client's part in a round."""
+    training = message.metadata.message_type == "train"
+    figures = MetricRecord() if reply.has_error() else _metrics(reply)
+    values = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
+    if not training and not reply.has_error():
+        values["loss"] = work.problem.metrics(metrics.from_record(figures))["loss"]
+    loss = values.get("loss", math.nan)
+    number = client_number(message)
+    return ClientRow(
+        round=round,
+        client=number,
+        phase="train" if training else "evaluate",
+        status="failed" if reply.has_error() else "ok",
+        rows=int(values.get("num-examples", work.federation.train_rows[number] if training else 0)),
+        loss=loss if math.isfinite(loss) else None,
+        steps=int(values.get("steps", 0)),
+        seconds=values.get("seconds", 0.0),
+        bytes_down=work.bytes_down(training),
+        bytes_up=work.bytes_up if training and not reply.has_error() else 0,
+        error=reply.error.reason if reply.has_error() else None,
+        metrics={key.removeprefix("scalar/"): value for key, value in values.items() if key.startswith("scalar/")},
+    )
+
+
+def statistics_of(replies: Iterable[Message]) -> list[Statistics]:
+    """The additive statistics in sound evaluation replies, in order."""
+    return [metrics.from_record(_metrics(reply)) for reply in replies if not reply.has_error()]
+
+
+def total_statistics(replies: Sequence[Message]) -> Statistics:
+    """The sum of all blocks' statistics.
+
+    Raises:
+        ClientError: a block could not be measured.
+    """
+    failed = next((reply for reply in replies if reply.has_error()), None)
+    if failed is not None:
+        raise ClientError(f"central evaluation: {failed.error.reason}")
+    return add(statistics_of(replies))
+
+
+def _answer(work: Work, number: int, message: Message, state: State | None) -> tuple[RecordDict, Contribution | None]:
+    """One message's work: the reply's content, and what training gave."""
+    kind = message.metadata.message_type
+    if kind == "train":
+        return _trained(work, number, message, state)
+    if kind == "query":
+        facts = MetricRecord({"number": number, "num-examples": int(work.federation.train_rows[number])})
+        return RecordDict({"metrics": facts}), None
+    started = time.perf_counter()
+    weights = work.received(message.content.array_records["arrays"])
+    part = str(setting(message, "part", "validation"))
+    if kind == "evaluate.central":
+        central = work.federation.central["test" if part == "test" else "validation"]
+        block = slice(int(setting(message, "start", 0)), int(setting(message, "stop", len(central.x))))
+        rows = Rows(central.x[block], central.y[block])
+    else:
+        rows = work.federation.rows(number, PARTS[part])
+    measured = metrics.to_record(work.evaluate(weights, rows))
+    measured["num-examples"] = len(rows.x)
+    measured["seconds"] = time.perf_counter() - started
+    return RecordDict({"metrics": measured}), None
+
+
+def _trained(work: Work, number: int, message: Message, state: State | None) -> tuple[RecordDict, Contribution]:
+    started = time.perf_counter()
+    weights = work.received(message.content.array_records["arrays"])
+    shared = message.content.array_records.get("shared", ArrayRecord())
+    vectors = {name: torch.from_numpy(view(array).copy()) for name, array in shared.items()}
+    done = work.train(number, int(setting(message, "server-round", 0)), Received(weights, vectors), state)
+    reply = str(setting(message, "reply", "model"))
+    content = RecordDict()
+    if reply == "model":
+        became = Weights(weights.vector + done.vector[: work.layout.size], weights.buffers)
+        content["arrays"] = to_record(work.layout, became)
+    elif reply == "update":
+        content["update"] = ArrayRecord({"vector": Array(done.vector.numpy())})
+    scalars = {f"scalar/{name}": value for name, value in done.scalars.items()}
+    content["metrics"] = MetricRecord(
+        {
+            "num-examples": int(work.federation.train_rows[number]),
+            "loss": done.loss,
+            "steps": done.steps,
+            "seconds": time.perf_counter() - started,
+            "summed": int(reply == "sum"),
+            **scalars,
+        }
+    )
+    return content, done
+
+
+def _training_figures(reported: Sequence[MetricRecord]) -> MetricRecord:
+    """Rows of all clients, and their mean training loss by rows (of those that took a step)."""
+    pairs = [(int(metrics["num-examples"]), float(metrics["loss"])) for metrics in reported]  # type: ignore[arg-type]
+    stepped = [(rows, loss) for rows, loss in pairs if math.isfinite(loss)]
+    total = sum(rows for rows, _ in stepped)
+    loss = sum(rows * loss for rows, loss in stepped) / total if total else math.nan
+    return MetricRecord({"num-examples": sum(rows for rows, _ in pairs), "loss": loss})
+
+
+def _metrics(reply: Message) -> MetricRecord:
+    return reply.content.metric_records["metrics"]
+
+
+def _vector(reply: Message) -> Tensor | None:
+    record = reply.content.array_records.get("update")
+    return torch.from_numpy(view(record["vector"])) if record is not None else None

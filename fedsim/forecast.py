@@ -1,0 +1,98 @@
+"""What a run would cost, before it is run: sizes, bytes, epsilon, and a measured estimate of the time."""
+
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedsim.algorithm import initial
+from fedsim.cohorts import expected_size
+from fedsim.local import Received, Work
+
+
+class Line(NamedTuple):
+    """One figure: what it is, its value for programs, its text for people."""
+
+    name: str
+    value: Any
+    text: str
+
+
+def forecast(work: Work, workers: int) -> list[Line]:
+    """Measure one client's training and evaluation in this process and scale them up.
+
+    Args:
+        work: of the job.
+        workers: that would share the clients.
+    """
+    job, scenario, layout = work.job, work.job.scenario, work.layout
+    cohort = expected_size(scenario.cohort.rule, work.federation.clients)
+    client_seconds, row_seconds = _measure(work)
+    held_out = sum(len(work.federation.central[part].x) for part in ("validation",))
+    own = int((work.federation.validation_ends - work.federation.train_ends).sum())
+    every, clients_every = scenario.evaluate.every, scenario.evaluate.clients_every
+    evaluation = row_seconds * (held_out / every + (own / clients_every if clients_every else 0))
+    seconds = (cohort * client_seconds + evaluation) / workers
+    model = layout.size * work.initial.vector.element_size()
+    down, up = round(cohort * work.bytes_down(True)), round(cohort * work.bytes_up)
+    arrays = [
+        work.federation.x,
+        work.federation.y,
+        *(part for rows in work.federation.central.values() for part in rows),
+    ]
+    data = sum(array.nbytes for array in arrays)
+    states = len(work.algorithm.client_state) * model * work.federation.clients
+    vectors = 1 + len(work.algorithm.shared) + len(work.algorithm.server_state)
+    disk = model * (scenario.checkpoint.keep * vectors + 2)
+    rows = work.federation.train_rows
+    lines = [
+        Line("clients", work.federation.clients, f"{work.federation.clients:,}"),
+        Line("cohort", cohort, f"{cohort:g} clients a round"),
+        Line("train_rows", int(rows.sum()), f"{rows.min():,} to {rows.max():,} a client, median {np.median(rows):g}"),
+        Line("parameters", layout.size, f"{layout.size:,}"),
+        Line("bytes_down", down, f"{_size(down)} a round, in all"),
+        Line("bytes_up", up, f"{_size(up)} a round, in all"),
+        Line("memory", data + states, f"{_size(data)} of rows, {_size(states)} of client states"),
+        Line("disk", disk, f"{_size(disk)} of models, and the records"),
+        Line(
+            "seconds",
+            seconds * scenario.rounds,
+            f"{seconds:.2f} s/round measured, {seconds * scenario.rounds:.0f} s in all",
+        ),
+    ]
+    if job.privacy is not None:
+        lines.append(_epsilon(work))
+    return lines
+
+
+def _epsilon(work: Work) -> Line:
+    plan = work.job.privacy
+    assert plan is not None
+    epsilon = plan.epsilon
+    text = (
+        f"{epsilon:.3f} at delta {plan.delta:g} after {plan.max_participations} participations "
+        f"(noise multiplier {plan.noise_multiplier:.3f})"
+    )
+    return Line("epsilon", epsilon, text)
+
+
+def _measure(work: Work) -> tuple[float, float]:
+    """Seconds for a client with the median number of rows, and for evaluating a row."""
+    rows = work.federation.train_rows
+    client = int(np.argsort(rows, kind="stable")[len(rows) // 2])
+    received = Received(work.initial, initial(work.algorithm.shared, work.initial.vector, work.federation.clients))
+    work.train(client, 1, received, None)  # the first pass also pays for allocations
+    started = time.perf_counter()
+    work.train(client, 1, received, None)
+    trained = time.perf_counter() - started
+    started = time.perf_counter()
+    work.evaluate_client(client, "train", work.initial)
+    return trained * float(rows.mean() / rows[client]), (time.perf_counter() - started) / int(rows[client])
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,152 @@
+"""Flower's Grid over the simulated clients of one federation.
+
+The one seam between coordination and work: `send_and_receive`. An engine fills in `run_chunks`; everything
+else that Flower's abstract Grid wants is here, and so are the private names of Flower that a simulation
+needs (a test watches their version).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count, groupby
+from typing import NamedTuple
+
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsim.states import ClientStates, State
+
+FIRST_NODE = 2
+"""Flower reserves node ids 0 and 1; on a simulated grid a client's node id is its number + 2."""
+CLIENT_FAILED = 2
+WORKER_LOST = 8
+"""Flower's error codes for a ClientApp that raised, and for one whose process died."""
+_message_ids = count(1)
+
+
+class Chunk(NamedTuple):
+    """Messages that one worker handles together, and the states of their clients that have any."""
+
+    messages: list[Message]
+    states: Mapping[int, State | None]
+
+
+class ChunkResult(NamedTuple):
+    """A reply for every message of a chunk, in order, and the new states by client."""
+
+    replies: list[Message]
+    states: Mapping[int, State]
+
+
+ChunkProgram = Callable[[Chunk], ChunkResult]
+"""What a worker runs."""
+
+
+class SimulatedGrid(Grid, ABC):
+    """A grid whose clients are simulated.
+
+    Messages with the same chunk number in their config, one after another, go to one worker together; a
+    message without a number is a chunk of its own. Replies come back one per message, in order.
+    """
+
+    def __init__(self, population: int) -> None:
+        self.population = population
+        self._states = ClientStates()
+        self._replies: dict[str, Message] = {}
+        self._run = _begin_run()
+
+    @abstractmethod
+    def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
+        """Do all chunks' work; results in the order of the chunks."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Deliver messages to clients and wait for their replies."""
+        sent = list(messages)
+        for message in sent:
+            _stamp(message)
+        chunks = [self._chunk(list(group)) for _, group in groupby(enumerate(sent), _chunk_key)]
+        replies: list[Message] = []
+        for chunk, result in zip(chunks, self.run_chunks(chunks, timeout), strict=True):
+            for number, state in result.states.items():
+                self._states.put(number, _round(chunk.messages[0]), state)
+            replies += result.replies
+        return replies
+
+    def _chunk(self, numbered: list[tuple[int, Message]]) -> Chunk:
+        messages = [message for _, message in numbered]
+        if messages[0].metadata.message_type != "train":
+            return Chunk(messages, {})
+        accepted = {client_number(message): setting(message, "accepted-round", 0) for message in messages}
+        return Chunk(messages, {number: self._states.get(number, int(round)) for number, round in accepted.items()})
+
+    def get_node_ids(self) -> list[int]:
+        """Node ids of all clients, in order."""
+        return list(range(FIRST_NODE, self.population + FIRST_NODE))
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Deliver messages and keep the replies for `pull_messages`."""
+        replies = self.send_and_receive(messages)
+        self._replies |= {reply.metadata.reply_to_message_id: reply for reply in replies}
+        return [reply.metadata.reply_to_message_id for reply in replies]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Replies to messages that were pushed."""
+        return [self._replies.pop(name) for name in message_ids if name in self._replies]
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to a client; Flower deprecates this in favour of `Message(...)`."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def set_run(self, run: Run) -> None:
+        """Take over Flower's description of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._run
+
+
+def client_number(message: Message) -> int:
+    """The client that a message on a simulated grid is for."""
+    return message.metadata.dst_node_id - FIRST_NODE
+
+
+def setting(message: Message, name: str, default: int | float | str) -> int | float | str:
+    """A scalar of the message's "config" record."""
+    config = message.content.config_records.get("config", ConfigRecord())
+    value = config.get(name, default)
+    return value if isinstance(value, int | float | str) else default
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """The same message (id, addresses) with another content."""
+    return Message(metadata=message.metadata, content=content)  # type: ignore[call-overload,no-any-return]
+
+
+def failure(message: Message, code: int, reason: str) -> Message:
+    """The reply of a client that could not do what a message asked."""
+    return Message(Error(code, reason), reply_to=message)
+
+
+def _round(message: Message) -> int:
+    return int(setting(message, "server-round", 0))
+
+
+def _chunk_key(numbered: tuple[int, Message]) -> tuple[str, int | float | str]:
+    position, message = numbered
+    return message.metadata.message_type, setting(message, "chunk", f"alone {position}")
+
+
+def _begin_run() -> Run:
+    """Tell Flower that this process coordinates a run; without it no message can be made."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    return Run.create_empty(1)
+
+
+def _stamp(message: Message) -> None:
+    """Give a message the id that its reply refers to."""
+    message.metadata.__dict__["_message_id"] = str(next(_message_ids))

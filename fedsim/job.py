@@ -1,0 +1,179 @@
+"""A job: everything that is needed to do any client's work, checked before anything trains.
+
+`prepare` turns a scenario into a job and refuses what cannot be combined. A job travels to every worker,
+which builds model and algorithm from it by itself; the federation's arrays are shared memory there.
+"""
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsim import registry
+from fedsim.algorithm import Algorithm
+from fedsim.data.build import build
+from fedsim.data.corpus import Corpus, Folders
+from fedsim.data.federation import Federation
+from fedsim.errors import ScenarioError
+from fedsim.model import check_model, make_model, model_name
+from fedsim.parameters import Layout, layout_of
+from fedsim.privacy.example import private_module
+from fedsim.privacy.plan import ExamplePrivacy, Plan, plan
+from fedsim.problem import Problem, problem_for
+from fedsim.scenario import Scenario
+
+ModelSource = str | Callable[..., nn.Module]
+CorpusSource = Callable[[Folders], Corpus]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked scenario with its data.
+
+    Attributes:
+        scenario: what is run.
+        federation: every client's rows.
+        model: name or factory of the model.
+        privacy: the example-level mechanism with its noise solved, or None.
+    """
+
+    scenario: Scenario
+    federation: Federation
+    model: ModelSource
+    privacy: Plan | None
+
+    @property
+    def model_title(self) -> str:
+        """What people call the model."""
+        return model_name(self.model)
+
+    def build_model(self) -> nn.Module:
+        """The plain model with its initial values, the same wherever it is built."""
+        return _model(self.scenario, self.model, self.federation)
+
+    def build_algorithm(self) -> Algorithm:
+        """The algorithm, from its name and hyper-parameters."""
+        return algorithm_of(self.scenario)
+
+    def build_problem(self) -> Problem:
+        """Loss, statistics and metrics of the task."""
+        return problem_for(self.federation.task, self.federation.classes)
+
+
+def prepare(
+    scenario: Scenario, folders: Folders, model: ModelSource | None = None, data: CorpusSource | None = None
+) -> Job:
+    """Load the data, split them over clients, and check that everything fits together.
+
+    Args:
+        scenario: what to run.
+        folders: where data files are looked for.
+        model: a factory or class to use instead of the scenario's model.
+        data: a function to use instead of the scenario's data source.
+
+    Raises:
+        FedsimError: the first thing that does not fit, in one line.
+    """
+    federation = federate(scenario, folders, data)
+    source = model if model is not None else scenario.model.name
+    module = _model(scenario, source, federation)
+    problem = problem_for(federation.task, federation.classes)
+    check_model(model_name(source), module, problem, federation.x, federation.y)
+    algorithm = algorithm_of(scenario)
+    check_algorithm(algorithm, scenario, layout_of(module))
+    privacy = _privacy(scenario, federation)
+    if privacy is not None:
+        twin = private_module(module, model_name(source))
+        twin.module(problem.inputs(federation.x[:1]))  # the first pass tries its per-example gradients
+    return Job(scenario, federation, source, privacy)
+
+
+def federate(scenario: Scenario, folders: Folders, data: CorpusSource | None = None) -> Federation:
+    """The scenario's corpus, split and partitioned."""
+    corpus = data(folders) if data is not None else _corpus(scenario, folders)
+    split = scenario.data.split
+    return build(
+        corpus,
+        scenario.seed,
+        scenario.data.partition,
+        central=split.central,
+        shares=(split.train, split.validation, split.test),
+        min_rows=scenario.data.min_rows,
+    )
+
+
+def algorithm_of(scenario: Scenario) -> Algorithm:
+    """The scenario's algorithm.
+
+    Raises:
+        ScenarioError: no such strategy, an unknown hyper-parameter or an impossible value.
+    """
+    table = scenario.strategy
+    function = registry.find("fedsim.strategies", table.name, scenario.folder, "strategy.name")
+    arguments = registry.bind(function, table.settings, "strategy")
+    algorithm = registry.call(function, f"strategy {table.name}", **arguments)
+    if not isinstance(algorithm, Algorithm):
+        raise ScenarioError(f"strategy.name: {table.name} returned {type(algorithm).__name__}, not an Algorithm")
+    return algorithm
+
+
+def check_algorithm(algorithm: Algorithm, scenario: Scenario, layout: Layout) -> None:
+    """Refuse combinations that the algorithm's theory or its privacy do not cover."""
+    if scenario.train.optimizer not in algorithm.optimizers:
+        allowed = ", ".join(algorithm.optimizers)
+        raise ScenarioError(
+            f"train.optimizer = {scenario.train.optimizer!r} does not go with strategy {algorithm.name!r}, "
+            f"whose theory covers: {allowed}"
+        )
+    if scenario.privacy.example is not None and not algorithm.private:
+        raise ScenarioError(
+            f"strategy {algorithm.name!r} declares no private form, so privacy.example would promise too much; "
+            "use fedavg, or remove privacy.example"
+        )
+    if algorithm.personal is not None and not personal_mask(layout, algorithm.personal).any():
+        names = ", ".join(slot.name for slot in layout.parameters[-4:])
+        raise ScenarioError(f"strategy.personal = {algorithm.personal!r} matches no parameter; there are ..., {names}")
+
+
+def personal_mask(layout: Layout, pattern: str) -> torch.Tensor:
+    """[D] bool: coordinates whose parameter's name matches the pattern (shell style)."""
+    mask = torch.zeros(layout.size, dtype=torch.bool)
+    for slot in layout.parameters:
+        if fnmatch.fnmatchcase(slot.name, pattern):
+            mask[slot.start : slot.stop] = True
+    return mask
+
+
+def _model(scenario: Scenario, source: ModelSource, federation: Federation) -> nn.Module:
+    settings: Mapping[str, Any] = scenario.model.settings if isinstance(source, str) else {}
+    shape = tuple(federation.x.shape[1:])
+    return make_model(source, settings, shape, len(federation.classes), federation.task, scenario.folder, scenario.seed)
+
+
+def _corpus(scenario: Scenario, folders: Folders) -> Corpus:
+    table = scenario.data
+    function = registry.find("fedsim.data.sources", table.name, scenario.folder, "data.name")
+    arguments = registry.bind(function, table.settings, "data", reserved=("folders",))
+    corpus = registry.call(function, f"data {table.name}", folders=folders, **arguments)
+    if not isinstance(corpus, Corpus):
+        raise ScenarioError(f"data.name: {table.name} returned {type(corpus).__name__}, not a Corpus")
+    return corpus
+
+
+def _privacy(scenario: Scenario, federation: Federation) -> Plan | None:
+    asked = scenario.privacy.example
+    if asked is None:
+        return None
+    return plan(
+        ExamplePrivacy(**asked.model_dump()),
+        federation.train_rows,
+        rule=scenario.cohort.rule,
+        rounds=scenario.rounds,
+        batch_size=scenario.train.batch_size,
+        epochs=scenario.train.epochs or 1,
+        steps=scenario.train.steps,
+        window=federation.x.shape[1] + 1 if federation.task == "next-token" else None,
+    )

@@ -1,0 +1,337 @@
+"""One client's work in one round: train on its own rows, or measure a model on them.
+
+`Work` lives in a worker and does the work of any client, one after another, on one model that lies on flat
+vectors. What a client half of `strategies/` sees is `LocalClient`.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+from fedsim import seeds
+from fedsim.algorithm import Batch, Coordinates, Correction, LossTerm, Trained, Upload, Vectors, initial
+from fedsim.data.federation import Part, Rows
+from fedsim.errors import ClientError, FedsimError, one_line
+from fedsim.job import Job, personal_mask
+from fedsim.metrics import Statistics
+from fedsim.parameters import FlatModule, Weights, from_record
+from fedsim.privacy.batches import poisson_batch
+from fedsim.privacy.example import clipped_gradient_sum, forget, noisy_gradient, private_module
+from fedsim.problem import evaluate
+from fedsim.scenario import Schedule, Train
+from fedsim.states import State
+
+
+class Received(NamedTuple):
+    """What the server sent: the model, and vectors of the algorithm by name."""
+
+    weights: Weights
+    shared: Vectors
+
+
+class Contribution(NamedTuple):
+    """What a client sends back.
+
+    Attributes:
+        vector: [D + E + extras] update, change of floating buffers, extras in the algorithm's order.
+        scalars: the algorithm's scalars.
+        state: the client's new state; it does not leave the client.
+        loss: mean training loss over the steps.
+        steps: optimiser steps taken.
+    """
+
+    vector: Tensor
+    scalars: dict[str, float]
+    state: State
+    loss: float
+    steps: int
+
+
+class Work:
+    """Does any client's work, in this process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.train_settings = job.scenario.train
+        self.federation = job.federation
+        self.problem = job.build_problem()
+        self.algorithm = job.build_algorithm()
+        plain = job.build_model()
+        self.private = private_module(plain, job.scenario.model.name) if job.privacy is not None else None
+        self.plain = FlatModule(plain)
+        self.layout = self.plain.layout
+        self.initial = Weights(self.plain.vector, self.plain.buffers).clone()
+        pattern = self.algorithm.personal
+        self.personal = personal_mask(self.layout, pattern) if pattern is not None else None
+
+        self._latest: tuple[ArrayRecord, Weights] | None = None
+
+    def bytes_down(self, training: bool) -> int:
+        """Bytes of the arrays that a real network would carry to a client."""
+        shared = len(self.algorithm.shared) * self.layout.size if training else 0
+        return (self.layout.size + self.layout.buffer_size + shared) * self.initial.vector.element_size()
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of the arrays in a client's contribution."""
+        values = self.layout.size * (1 + len(self.algorithm.extra)) + self.layout.buffer_size
+        return values * self.initial.vector.element_size()
+
+    def received(self, record: ArrayRecord) -> Weights:
+        """The flat vectors of a model as it was sent; decoded once for all clients that got the same record."""
+        if self._latest is None or self._latest[0] is not record:
+            self._latest = record, from_record(self.layout, record)
+        return self._latest[1]
+
+    def train(self, number: int, round: int, received: Received, state: State | None) -> Contribution:
+        """One client's round.
+
+        Args:
+            number: the client.
+            round: from 1.
+            received: model and shared vectors.
+            state: the client's own vectors, None before its first accepted round.
+
+        Raises:
+            ClientError: names round and client; whatever went wrong in the client's work.
+        """
+        try:
+            return self._train(number, round, received, state)
+        except (ClientError, FedsimError) as error:
+            raise ClientError(f"round {round}, client {number}: {error}") from error
+        except Exception as error:
+            raise ClientError(f"round {round}, client {number}: {one_line(error)}") from error
+
+    def _train(self, number: int, round: int, received: Received, state: State | None) -> Contribution:
+        if state is None:
+            state = self._first_state()
+        start = received.weights.vector
+        if self.personal is not None:
+            start = start.clone()
+            start[self.personal] = state["personal"]
+        client = LocalClient(self, number, round, start, received, state)
+        untouched = start._version
+        with seeds.scope(self.job.scenario.seed, "train", round, number):
+            upload = self.algorithm.client(client)
+        if start._version != untouched:  # the next client of the chunk reads the same memory
+            raise ClientError("the strategy's client half changed local.received in place; compute a new vector")
+        kept = dict(upload.state)
+        update = upload.update
+        if self.personal is not None:
+            kept["personal"] = (start + update)[self.personal]
+            update = update.masked_fill(self.personal, 0.0)
+        vector = self._packed(upload._replace(update=update), client.buffers - received.weights.buffers)
+        if not _finite(vector):
+            raise ClientError(f"the update is not finite after {client.steps} steps. {client.advice}")
+        scalars = {name: float(value) for name, value in upload.scalars.items()}
+        return Contribution(vector, scalars, kept, client.mean_loss, client.steps)
+
+    def _first_state(self) -> State:
+        first = initial(self.algorithm.client_state, self.initial.vector, self.federation.clients)
+        if self.personal is not None:
+            first["personal"] = self.initial.vector[self.personal]
+        return first
+
+    def _packed(self, upload: Upload, buffers: Tensor) -> Tensor:
+        extras = [upload.extra[name] for name in self.algorithm.extra]
+        return torch.cat([upload.update, buffers, *extras]) if extras or len(buffers) else upload.update
+
+    def evaluate_client(self, number: int, part: Part, weights: Weights) -> Statistics:
+        """Additive statistics of a model on one part of a client's rows."""
+        return self.evaluate(weights, self.federation.rows(number, part))
+
+    def evaluate(self, weights: Weights, rows: Rows) -> Statistics:
+        """Additive statistics of a model on rows."""
+        self.plain.load(weights)
+        return evaluate(self.plain.module, self.problem, rows.x, rows.y, self.job.scenario.evaluate.batch_size)
+
+
+@dataclass
+class LocalClient:
+    """One client in one round, as its client half sees it (`algorithm.Local`)."""
+
+    work: Work
+    number: int
+    round: int
+    received: Tensor
+    message: Received
+    state: Vectors
+
+    def __post_init__(self) -> None:
+        data = self.work.federation.rows(self.number, "train")
+        problem = self.work.problem
+        self.shared = self.message.shared
+        self.rows = len(data.x)
+        self.steps = 0
+        self._data = Batch(problem.inputs(data.x), problem.targets(data.y))
+        self._losses = 0.0
+        self._noted = 0
+        self._passes = 0
+        self.buffers = self.message.weights.buffers.clone()
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean over steps of the batch's mean loss; empty Poisson batches have none."""
+        return self._losses / self._noted if self._noted else math.nan
+
+    @property
+    def advice(self) -> str:
+        """What to change when numbers are not finite."""
+        rate = self.work.train_settings.learning_rate
+        return f"Lower train.learning_rate ({rate:g}) or set train.clip."
+
+    def loss(self, params: Tensor) -> Tensor:
+        """Mean loss [] on the train rows; refused under example-level privacy."""
+        if self.work.private is not None:
+            raise ClientError("the loss on a client's rows is not covered by privacy.example")
+        self.work.plain.load(Weights(params, self.buffers))
+        with torch.no_grad():
+            return self.work.problem.losses(self.work.plain.module(self._data.inputs), self._data.targets).mean()
+
+    def train(
+        self,
+        start: Tensor,
+        *,
+        correct: Correction | None = None,
+        at: Callable[[Tensor], Tensor] | None = None,
+        loss_term: LossTerm | None = None,
+        trains: Coordinates = "all",
+        epochs: int | None = None,
+    ) -> Trained:
+        """See `algorithm.Local.train`."""
+        settings = self.work.train_settings
+        flat = self.work.private or self.work.plain
+        self._begin(flat, start)
+        params = flat.vector if at is None else start.clone()
+        rate = learning_rate(settings, self.round, self.work.job.scenario.rounds)
+        optimizer = make_optimizer(settings, params, rate)
+        fixed = self._fixed(trains)
+        gradients = self._private_gradients if self.work.private is not None else self._gradients
+        steps = 0
+        for gradient in gradients(flat, loss_term, epochs):
+            steps += 1
+            step = correct(gradient, params) if correct is not None else gradient
+            if fixed is not None:
+                step = step.masked_fill(fixed, 0.0)
+            if settings.clip is not None:
+                step = step * min(1.0, settings.clip / max(float(step.norm()), 1e-12))
+            params.grad = step
+            optimizer.step()
+            if fixed is not None:
+                params[fixed] = start[fixed]
+            if at is not None:
+                flat.vector.copy_(at(params))
+        self.steps += steps
+        self.buffers = flat.buffers.clone()
+        return Trained(params.clone(), steps, rate * effective_steps(steps, settings.momentum))
+
+    def _begin(self, flat: FlatModule, start: Tensor) -> None:
+        self._passes += 1
+        if self.work.private is not None and self._passes > 1:
+            raise ClientError("a second private pass over the rows is not charged; train once a round")
+        flat.load(Weights(start, self.message.weights.buffers))
+        flat.module.train()
+
+    def _fixed(self, trains: Coordinates) -> Tensor | None:
+        """[D] bool: coordinates that must not move."""
+        if trains == "all":
+            return None
+        personal = self.work.personal
+        if personal is None:
+            raise ClientError(f"trains={trains!r} needs a strategy with a personal pattern")
+        return personal if trains == "shared" else ~personal
+
+    def _gradients(self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None) -> Iterator[Tensor]:
+        """Every step's gradient [D] of the batch's mean loss, at what `flat` then holds."""
+        for batch in self._batches(epochs):
+            flat.gradient.zero_()
+            losses = self._batch_losses(flat, batch, loss_term)
+            loss = losses.mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._note(float(loss.detach()))
+            yield flat.gradient
+
+    def _private_gradients(self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None) -> Iterator[Tensor]:
+        """Every step's clipped, summed and noised gradient [D] of a Poisson batch."""
+        plan = self.work.job.privacy
+        assert plan is not None
+        seed, round, number = self.work.job.scenario.seed, self.round, self.number
+        rate, divisor = float(plan.rates[number]), float(plan.divisors[number])
+        draws = seeds.numpy_generator(seed, "poisson batches", round, number)
+        noise = seeds.torch_generator(seed, "gradient noise", round, number)
+        forget(flat)
+        for _ in range(int(plan.steps[number])):
+            rows = torch.from_numpy(poisson_batch(self.rows, rate, draws))
+            total = torch.zeros_like(flat.gradient)
+            if len(rows):
+                losses = self._batch_losses(flat, Batch(*(part[rows] for part in self._data)), loss_term)
+                self._note(float(losses.detach().mean()))
+                total = clipped_gradient_sum(flat, losses, plan.max_grad_norm)
+            yield noisy_gradient(total, plan.noise_multiplier, plan.max_grad_norm, divisor, noise)
+
+    def _batch_losses(self, flat: FlatModule, batch: Batch, loss_term: LossTerm | None) -> Tensor:
+        losses = self.work.problem.losses(flat.module(batch.inputs), batch.targets)
+        return losses if loss_term is None else losses + loss_term(flat.module, flat.vector, batch)
+
+    def _note(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ClientError(f"the loss is not finite in step {self._noted + 1}. {self.advice}")
+        self._losses += loss
+        self._noted += 1
+
+    def _batches(self, epochs: int | None) -> Iterator[Batch]:
+        """Batches of rows in an order of this round and client: each epoch is permuted and cut."""
+        settings = self.work.train_settings
+        size = settings.batch_size
+        limit = settings.steps if epochs is None and settings.steps else None
+        wanted = limit or (epochs or settings.epochs or 1) * -(-self.rows // size)
+        order = seeds.numpy_generator(self.work.job.scenario.seed, "batches", self.round, self.number)
+        taken = 0
+        while taken < wanted:
+            rows = torch.from_numpy(order.permutation(self.rows))
+            inputs, targets = self._data.inputs[rows], self._data.targets[rows]
+            for start in range(0, self.rows, size):
+                if taken == wanted:
+                    break
+                taken += 1
+                yield Batch(inputs[start : start + size], targets[start : start + size])
+
+
+def _finite(vector: Tensor) -> bool:
+    """Whether all values are finite; a finite sum says so in one fast pass."""
+    return math.isfinite(float(vector.sum())) or bool(torch.isfinite(vector).all())
+
+
+def make_optimizer(settings: Train, params: Tensor, learning_rate: float) -> torch.optim.Optimizer:
+    """The local optimiser on one flat vector, with fresh state."""
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            [params], learning_rate, settings.momentum, weight_decay=settings.weight_decay, foreach=False
+        )
+    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    return kind([params], learning_rate, weight_decay=settings.weight_decay, foreach=False)
+
+
+def learning_rate(settings: Train, round: int, rounds: int) -> float:
+    """The learning rate of a round (from 1) under the schedule."""
+    schedule: Schedule | None = settings.schedule
+    if schedule is None:
+        return settings.learning_rate
+    if schedule.kind == "cosine":
+        return settings.learning_rate * (1 + math.cos(math.pi * (round - 1) / rounds)) / 2
+    return settings.learning_rate * schedule.factor ** ((round - 1) // schedule.every)
+
+
+def effective_steps(steps: int, momentum: float) -> float:
+    """Sum of the weights with which gradients enter the update: plain SGD's steps, more with momentum.
+
+    A gradient of step t counts (1 - m^(T - t + 1)) / (1 - m) times by the end (Wang et al. 2020, section 4).
+    """
+    if momentum == 0.0:
+        return float(steps)
+    return sum((1 - momentum ** (steps - t)) / (1 - momentum) for t in range(steps))

@@ -1,0 +1,97 @@
+"""Building the model that a scenario names, and trying it on two rows.
+
+A model is one of the families in `fedsim.models`, a user's own `file.py:Net`, or a Python callable: a class
+of `nn.Module` or a function that returns one. Of `shape`, `classes` and `task` it is given those that it
+has parameters for.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim import registry, seeds
+from fedsim.data.corpus import Task
+from fedsim.errors import FedsimError, ModelError, one_line
+from fedsim.problem import Problem, evaluating
+
+Factory = Callable[..., nn.Module]
+
+
+def make_model(
+    model: str | Factory,
+    settings: Mapping[str, Any],
+    shape: tuple[int, ...],
+    classes: int,
+    task: Task,
+    folder: Path,
+    seed: int,
+) -> nn.Module:
+    """A new model; the same arguments give the same initial values, whatever was drawn before.
+
+    Args:
+        model: a family's name, `file.py:Net`, or a class or function itself.
+        settings: the scenario's further keys of [model].
+        shape: of one input row.
+        classes: number of classes; 256 for next-token tasks.
+        task: what is learned.
+        folder: where the user's file is looked for.
+        seed: of the run.
+
+    Raises:
+        ScenarioError: an unknown model or key, or a value of the wrong type.
+        ModelError: the model does not fit the data or cannot be built.
+    """
+    name = model_name(model)
+    factory = _factory(model, folder)
+    known = {"shape": shape, "classes": classes, "task": task}
+    bound = registry.bind(factory, settings, "model", reserved=known)
+    wanted = inspect.signature(factory).parameters
+    with seeds.scope(seed, "model"):
+        built = _build(factory, name, {**{key: known[key] for key in known if key in wanted}, **bound})
+    if not isinstance(built, nn.Module):
+        raise ModelError(f"model {name!r} gives a {type(built).__name__}; it should give an nn.Module")
+    return built
+
+
+def model_name(model: str | Factory) -> str:
+    """What messages and records call a model."""
+    return model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
+
+
+def check_model(name: str, module: nn.Module, problem: Problem, x: np.ndarray | Tensor, y: np.ndarray | Tensor) -> None:
+    """Try a model on the first two rows, in evaluation mode and without gradients.
+
+    Raises:
+        ModelError: it fails on them, or its output does not fit the data; the message names the model.
+    """
+    with torch.no_grad(), evaluating(module):
+        try:
+            output = module(problem.inputs(x[:2]))
+        except Exception as error:
+            shape = list(x.shape[1:])
+            raise ModelError(f"model {name!r} fails on rows {shape} of {x.dtype}: {one_line(error)}") from error
+    problem.check(output, problem.targets(y[:2]), f"model {name!r}")
+
+
+def _factory(model: str | Factory, folder: Path) -> Factory:
+    found = registry.find("fedsim.models", model, folder, "model.name") if isinstance(model, str) else model
+    if isinstance(found, nn.Module) or not callable(found):
+        raise ModelError(
+            f"model {model_name(model)!r} is a {type(found).__name__}; name a class of nn.Module or a function "
+            "that returns one, so that it can be built from the seed"
+        )
+    return found
+
+
+def _build(factory: Factory, name: str, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return factory(**arguments)
+    except FedsimError:
+        raise
+    except Exception as error:
+        raise ModelError(f"model {name!r} cannot be built: {one_line(error)}") from error

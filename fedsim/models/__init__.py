@@ -1,0 +1,1 @@
+"""Models: plain small modules, one family per file."""

@@ -1,0 +1,30 @@
+"""Whether a family of models fits the data: one clear line where it does not."""
+
+from fedsim.data.corpus import Task
+from fedsim.errors import ModelError
+
+
+def only_classifies(model: str, task: Task) -> None:
+    """Refuse next-token prediction."""
+    if task == "next-token":
+        raise ModelError(f"model {model!r} classifies and cannot predict the next byte; use lstm or transformer")
+
+
+def sequence(model: str, shape: tuple[int, ...], task: Task) -> int | None:
+    """The features of a step for rows of float vectors [T, F], None for rows of tokens [L].
+
+    Raises:
+        ModelError: the rows are no sequence, or the next of a float sequence is asked for.
+    """
+    if len(shape) not in (1, 2):
+        raise ModelError(f"model {model!r} takes rows [L] of tokens or [T, F] of floats, not {list(shape)}; use cnn")
+    if len(shape) == 2 and task == "next-token":
+        raise ModelError(f"model {model!r} predicts the next of rows [L] of bytes, not of rows {list(shape)}")
+    return shape[1] if len(shape) == 2 else None
+
+
+def at_least_one(model: str, **sizes: int) -> None:
+    """Refuse sizes below 1, by the scenario's key."""
+    for key, size in sizes.items():
+        if size < 1:
+            raise ModelError(f"model {model!r}: {key} = {size} should be at least 1")

@@ -1,0 +1,135 @@
+"""A Transformer: pre-norm blocks of self-attention and a two-layer perceptron.
+
+Vaswani et al., "Attention Is All You Need", NeurIPS 2017, with the normalisation before each part (Xiong et
+al., ICML 2020), GELU and learned positions. Written from `nn.Linear`, `nn.LayerNorm` and `nn.Embedding`, for
+which Opacus has per-example gradients.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsim.data.corpus import Task
+from fedsim.errors import ModelError
+from fedsim.models._fit import at_least_one, sequence
+
+Preset = Literal["small"]
+
+
+class Sizes(NamedTuple):
+    """See `transformer`."""
+
+    width: int
+    layers: int
+    heads: int
+
+
+_PRESETS: dict[Preset, Sizes] = {"small": Sizes(64, 2, 4)}
+
+
+def transformer(
+    shape: tuple[int, ...],
+    classes: int,
+    task: Task,
+    *,
+    preset: Preset = "small",
+    width: int | None = None,
+    layers: int | None = None,
+    heads: int | None = None,
+    dropout: float = 0.0,
+    vocabulary: int = 256,
+) -> nn.Module:
+    """A Transformer for sequences: causal for the next token, pooled over places for classification.
+
+    Args:
+        shape: of one row: (L,) tokens, or (T, F) floats for classification.
+        classes: outputs C.
+        task: "next-token" gives logits at every place, "classification" one row of them.
+        preset: "small" (width 64, 2 layers, 4 heads); the keys below replace its sizes.
+        width: of the residual stream, a multiple of `heads`.
+        layers: blocks.
+        heads: of attention.
+        dropout: share of a part's output dropped while training, in [0, 1).
+        vocabulary: number of different tokens; 256 for bytes.
+
+    Raises:
+        ModelError: rows are no sequences, or a size is impossible.
+    """
+    features = sequence("transformer", shape, task)
+    given = {"width": width, "layers": layers, "heads": heads}
+    explicit = {key: value for key, value in given.items() if value is not None}
+    sizes = _PRESETS[preset]._replace(**explicit)
+    at_least_one("transformer", vocabulary=vocabulary, **sizes._asdict())
+    if sizes.width % sizes.heads:
+        raise ModelError(f"model 'transformer': width = {sizes.width} should be a multiple of heads = {sizes.heads}")
+    if not 0 <= dropout < 1:
+        raise ModelError(f"model 'transformer': dropout = {dropout} should be at least 0 and below 1")
+    embed = _embedding(vocabulary, sizes.width) if features is None else nn.Linear(features, sizes.width)
+    return Transformer(embed, shape[0], sizes, classes, dropout, causal=task == "next-token")
+
+
+class Transformer(nn.Module):
+    """Sequences [B, L] or [B, T, F] to logits [B, L, classes] (causal), or [B, classes] (pooled)."""
+
+    def __init__(
+        self, embed: nn.Module, length: int, sizes: Sizes, classes: int, dropout: float, *, causal: bool
+    ) -> None:
+        super().__init__()
+        self.embed = embed
+        self.positions = _embedding(length, sizes.width)
+        self.blocks = nn.ModuleList(Block(sizes.width, sizes.heads, dropout, causal) for _ in range(sizes.layers))
+        self.norm = nn.LayerNorm(sizes.width)
+        self.head = nn.Linear(sizes.width, classes)
+        self.causal = causal
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head sees: [B, L, width], or its mean over places [B, width]."""
+        # Positions are looked up once per example: per-example gradients need the batch axis.
+        places = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        stream = self.embed(x) + self.positions(places)
+        for block in self.blocks:
+            stream = block(stream)
+        normed: Tensor = self.norm(stream)
+        return normed if self.causal else normed.mean(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, L, classes], or [B, classes]."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
+class Block(nn.Module):
+    """One pre-norm block on a stream [B, L, width]."""
+
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.perceptron_norm = nn.LayerNorm(width)
+        self.perceptron_in = nn.Linear(width, 4 * width)
+        self.perceptron_out = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        """The stream with what attention and perceptron add."""
+        stream = stream + self.dropout(self._attend(self.attention_norm(stream)))
+        hidden = functional.gelu(self.perceptron_in(self.perceptron_norm(stream)))
+        result: Tensor = stream + self.dropout(self.perceptron_out(hidden))
+        return result
+
+    def _attend(self, x: Tensor) -> Tensor:
+        by_head = self.query_key_value(x).unflatten(2, (3, self.heads, -1)).transpose(1, 3)  # [B, H, 3, L, width / H]
+        query, key, value = by_head.unbind(2)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        attended: Tensor = self.attention_out(mixed.transpose(1, 2).flatten(2))
+        return attended
+
+
+def _embedding(count: int, width: int) -> nn.Embedding:
+    embedding = nn.Embedding(count, width)
+    nn.init.normal_(embedding.weight, std=0.02)  # as GPT-2: tokens start small beside what the blocks add
+    return embedding

@@ -1,0 +1,193 @@
+"""A model as one flat vector.
+
+`Layout` says where each trainable parameter and each floating buffer lies; `FlatModule` makes a module's
+parameters, gradients and buffers views of flat vectors, so that receiving a model is one copy and an update
+one subtraction. Integer buffers (batch norm's counter) stay where they are and are never sent.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor, nn
+
+from fedsim.errors import ModelError
+
+
+class Slot(NamedTuple):
+    """A named tensor's place in a flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a model's parameters and floating buffers lie in their vectors, in the plain model's own order."""
+
+    parameters: tuple[Slot, ...]
+    buffers: tuple[Slot, ...]
+
+    @property
+    def size(self) -> int:
+        """D, the number of trainable parameters."""
+        return self.parameters[-1].stop if self.parameters else 0
+
+    @property
+    def buffer_size(self) -> int:
+        """Number of values in floating buffers."""
+        return self.buffers[-1].stop if self.buffers else 0
+
+
+class Weights(NamedTuple):
+    """A model's values: `vector` [D] of parameters and `buffers` [E] of floating buffers."""
+
+    vector: Tensor
+    buffers: Tensor
+
+    def clone(self) -> "Weights":
+        """A copy that shares no memory."""
+        return Weights(self.vector.clone(), self.buffers.clone())
+
+
+def _slots(tensors: Mapping[str, Tensor]) -> tuple[Slot, ...]:
+    slots, start = [], 0
+    for name, tensor in tensors.items():
+        slots.append(Slot(name, tuple(tensor.shape), start, start + tensor.numel()))
+        start += tensor.numel()
+    return tuple(slots)
+
+
+def _floating_buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+
+
+def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """The layout of a plain module's trainable parameters and floating buffers."""
+    return Layout(_slots(_trainable(module)), _slots(_floating_buffers(module)))
+
+
+class FlatModule:
+    """A module that lives on flat vectors.
+
+    Attributes:
+        module: the module itself; call it as usual.
+        vector: [D] its parameters.
+        gradient: [D] where `backward()` adds gradients; zero it before.
+        buffers: [E] its floating buffers.
+    """
+
+    def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter] | None = None) -> None:
+        """Move `module` onto flat vectors.
+
+        Args:
+            module: of one floating type throughout.
+            parameters: the trainable parameters by the plain model's names and in its order, where the
+                module names or orders them otherwise (Opacus' LSTM does).
+        """
+        self.module = module
+        self._parameters = dict(parameters) if parameters is not None else _trainable(module)
+        self._buffers = _floating_buffers(module)
+        if not self._parameters:
+            raise ModelError("the model has no trainable parameter, so there is nothing to federate")
+        kinds = {tensor.dtype for tensor in (*self._parameters.values(), *self._buffers.values())}
+        if len(kinds) > 1:
+            raise ModelError(f"the model mixes {', '.join(sorted(map(str, kinds)))}; use one floating type")
+        self.layout = Layout(_slots(self._parameters), _slots(self._buffers))
+        self.vector = torch.empty(self.layout.size, dtype=kinds.pop())
+        self.gradient = torch.zeros_like(self.vector)
+        self.buffers = torch.empty(self.layout.buffer_size, dtype=self.vector.dtype)
+        for slot, parameter in zip(self.layout.parameters, self._parameters.values(), strict=True):
+            view = self.vector[slot.start : slot.stop].view(slot.shape)
+            view.copy_(parameter.detach())
+            parameter.data = view
+            parameter.grad = self.gradient[slot.start : slot.stop].view(slot.shape)
+        for slot, buffer in zip(self.layout.buffers, self._buffers.values(), strict=True):
+            view = self.buffers[slot.start : slot.stop].view(slot.shape)
+            view.copy_(buffer)
+            buffer.data = view
+
+    def load(self, weights: Weights) -> None:
+        """Take over `weights`, after making sure that nothing has detached the views."""
+        self.check()
+        self.vector.copy_(weights.vector)
+        self.buffers.copy_(weights.buffers)
+
+    def check(self) -> None:
+        """Raise ModelError when a parameter, gradient or buffer no longer lies on its vector.
+
+        `.to()`, `channels_last`, deepcopy and assignments in a user's model detach silently.
+        """
+        step = self.vector.element_size()
+        for slot, parameter in zip(self.layout.parameters, self._parameters.values(), strict=True):
+            grad = parameter.grad
+            if parameter.data_ptr() != self.vector.data_ptr() + slot.start * step or (
+                grad is None or grad.data_ptr() != self.gradient.data_ptr() + slot.start * step
+            ):
+                raise ModelError(f"parameter {slot.name!r} left the flat vector; do not reassign it or its grad")
+        for slot, buffer in zip(self.layout.buffers, self._buffers.values(), strict=True):
+            if buffer.numel() and buffer.data_ptr() != self.buffers.data_ptr() + slot.start * step:
+                raise ModelError(f"buffer {slot.name!r} left the flat vector; update it in place")
+
+
+def view(array: Array) -> np.ndarray:
+    """The values of a Flower array, read-only and without the copies that `Array.numpy` makes."""
+    content = io.BytesIO(array.data)
+    version = np.lib.format.read_magic(content)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(content)
+    order: Literal["F", "C"] = "F" if fortran else "C"
+    return np.frombuffer(array.data, dtype, offset=content.tell()).reshape(shape, order=order)
+
+
+def to_record(layout: Layout, weights: Weights) -> ArrayRecord:
+    """The model as Flower sends it: one array per parameter and floating buffer, by name."""
+    record: dict[str, Array] = {}
+    for slots, vector in ((layout.parameters, weights.vector), (layout.buffers, weights.buffers)):
+        values = vector.detach().numpy()
+        for slot in slots:
+            record[slot.name] = Array(values[slot.start : slot.stop].reshape(slot.shape))
+    return ArrayRecord(record)
+
+
+def from_record(layout: Layout, record: ArrayRecord) -> Weights:
+    """The flat vectors of a model that came as named arrays.
+
+    Raises:
+        ModelError: a name is missing or unknown, or a shape differs.
+    """
+    arrays = {name: view(array) for name, array in record.items()}
+    expected = [slot.name for slot in (*layout.parameters, *layout.buffers)]
+    if set(arrays) != set(expected):
+        odd = sorted(set(arrays) ^ set(expected))
+        raise ModelError(f"the model's arrays do not match its layout: {', '.join(odd[:3])}")
+    parts = [_gather(layout.parameters, arrays), _gather(layout.buffers, arrays)]
+    kind = parts[0].dtype
+    return Weights(torch.from_numpy(parts[0]), torch.from_numpy(parts[1].astype(kind, copy=False)))
+
+
+def _gather(slots: Iterable[Slot], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    for slot in slots:
+        if tuple(arrays[slot.name].shape) != slot.shape:
+            raise ModelError(f"array {slot.name!r} has shape {arrays[slot.name].shape}, the model needs {slot.shape}")
+    pieces = [np.ravel(arrays[slot.name]) for slot in slots]
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
+
+
+def fingerprint(weights: Weights) -> str:
+    """SHA-256 of the flat parameters, then the floating buffers, as little-endian float32 in layout order."""
+    digest = hashlib.sha256()
+    for vector in weights:
+        digest.update(vector.detach().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()

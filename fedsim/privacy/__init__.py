@@ -1,0 +1,1 @@
+"""Differential privacy: the private step, and the ledger of what was spent."""

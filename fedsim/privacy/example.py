@@ -1,0 +1,248 @@
+"""The private gradient: per-example gradients by Opacus, clipped, summed and noised.
+
+Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1. Opacus' hooks leave every
+parameter's gradient for each row in `grad_sample`; everything after that happens here, on flat vectors in
+the plain model's layout, so that a private client's update has the same coordinates as any other.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from opacus.grad_sample import GradSampleHooks
+from opacus.layers import DPLSTM
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils.hooks import RemovableHandle
+
+from fedsim import seeds
+from fedsim.errors import ClientError, ModelError
+from fedsim.parameters import FlatModule
+
+
+def private_module(plain: nn.Module, name: str) -> FlatModule:
+    """A twin of a model that yields per-example gradients, on flat vectors in the model's own layout.
+
+    `nn.LSTM` becomes Opacus' `DPLSTM` with the same weights by name; the rest is a copy. The twin's first
+    forward pass also tries, on one row, that per-example gradients are right.
+
+    Args:
+        plain: the model; it is not changed.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: a layer mixes the rows of a batch or has no per-example gradient; or, in the first
+            forward pass, a layer's batch is not the model's, or a parameter is used outside its layer.
+    """
+    _refuse_layers(plain, name)
+    twin = _with_private_lstms(plain).train()
+    _refuse_unknown_layers(twin, name)
+    GradSampleHooks(twin, loss_reduction="sum")
+    by_name = dict(twin.named_parameters())
+    trainable = [key for key, parameter in plain.named_parameters() if parameter.requires_grad]
+    flat = FlatModule(twin, {key: by_name[key] for key in trainable})
+    _try_at_first_forward(flat, name)
+    return flat
+
+
+def clipped_gradient_sum(flat: FlatModule, losses: Tensor, max_grad_norm: float) -> Tensor:
+    """Sum over rows of g_i min(1, C / |g_i|), the norm over all parameters together.
+
+    Norms are accumulated in float64; a clipped gradient's norm, measured again in float64, is at most
+    C (1 + 2^-23).
+
+    Args:
+        flat: from `private_module`; its `gradient` is overwritten.
+        losses: [B] loss of each row, B >= 1, from one forward pass of `flat.module`.
+        max_grad_norm: C > 0.
+
+    Returns:
+        [D] in the plain model's layout.
+
+    Raises:
+        ClientError: a row's loss or gradient is not finite.
+    """
+    try:
+        _refuse_infinite(losses.detach(), "loss")
+        flat.gradient.zero_()
+        with _without_hook_warning():
+            torch.autograd.backward(losses.sum())
+        parameters = dict(flat.module.named_parameters())
+        samples = {slot: parameters[slot.name].grad_sample for slot in flat.layout.parameters}  # type: ignore[attr-defined]
+        used = {slot: sample.flatten(1) for slot, sample in samples.items() if sample is not None}
+        squares = [torch.linalg.vector_norm(s, dim=1, dtype=torch.float64).square() for s in used.values()]
+        norms = torch.stack(squares).sum(0).sqrt()
+        _refuse_infinite(norms, "gradient")
+        factors = _rounded_down((max_grad_norm / norms).clamp(max=1), flat.vector.dtype)
+        total = torch.zeros_like(flat.vector)
+        for slot, sample in used.items():
+            total[slot.start : slot.stop] = factors @ sample
+        return total
+    finally:
+        forget(flat)
+
+
+def noisy_gradient(
+    clipped_sum: Tensor, noise_multiplier: float, max_grad_norm: float, divisor: float, generator: torch.Generator
+) -> Tensor:
+    """(clipped sum + z C N(0, I)) / (q n), the gradient of one private step.
+
+    Args:
+        clipped_sum: [D]; zeros where the Poisson batch is empty, which leaves noise alone.
+        noise_multiplier: z >= 0.
+        max_grad_norm: C > 0.
+        divisor: q n, from `batches.expected_batch`.
+        generator: where the noise comes from.
+    """
+    noise = torch.randn(clipped_sum.shape, generator=generator, dtype=clipped_sum.dtype)
+    return (clipped_sum + noise_multiplier * max_grad_norm * noise) / divisor
+
+
+def forget(flat: FlatModule) -> None:
+    """Drop whatever Opacus has kept of a forward pass.
+
+    A forward pass without its backward pass (a loss that raised) would otherwise leave activations to be
+    paired with the next client's gradients: call this before a client's first step.
+    """
+    for parameter in flat.module.parameters():
+        parameter.grad_sample, parameter._forward_counter = None, 0  # type: ignore[attr-defined]
+        vars(parameter).pop("_current_grad_sample", None)
+    for module in flat.module.modules():
+        vars(module).pop("activations", None)
+        vars(module).pop("max_batch_len", None)
+
+
+_REPLACEMENTS: dict[type[nn.Module], str] = {
+    _BatchNorm: 'Use GroupNorm, or set model.norm = "group".',
+    _InstanceNorm: "Set track_running_stats=False.",
+    nn.GRU: "Use nn.LSTM.",
+    nn.RNN: "Use nn.LSTM.",
+    nn.MultiheadAttention: "Write attention with nn.Linear and scaled_dot_product_attention.",
+}
+
+
+def _refuse_layers(plain: nn.Module, name: str) -> None:
+    """Name the first layer that cannot be private; a frozen batch norm, which Opacus lets pass, included."""
+    for label, layer in plain.named_modules():
+        for kind, replacement in _REPLACEMENTS.items():
+            without_statistics = isinstance(layer, _InstanceNorm) and not layer.track_running_stats
+            if isinstance(layer, kind) and not without_statistics:
+                raise _refusal(name, label, layer, replacement)
+        if isinstance(layer, nn.LSTM) and layer.dropout:
+            # Opacus drops the recurrent connections too: another model than the one that is deployed.
+            raise _refusal(name, label, layer, "Set its dropout to 0 and put nn.Dropout between layers.")
+        if isinstance(layer, nn.LSTM) and layer.proj_size:
+            raise _refusal(name, label, layer, "Set its proj_size to 0 and add an nn.Linear.")
+
+
+def _refuse_unknown_layers(twin: nn.Module, name: str) -> None:
+    """Name the first layer that Opacus itself refuses."""
+    for label, layer in twin.named_modules():
+        own = list(layer.parameters(recurse=False))
+        if any(parameter.requires_grad for parameter in own) and list(layer.buffers()):
+            raise _refusal(name, label, layer, "Move its buffers or its parameters into a layer of their own.")
+        for error in ModuleValidator.VALIDATORS.get(type(layer), lambda _: [])(layer) if own else []:
+            raise _refusal(name, label, layer, " ".join(str(error).split()))
+
+
+def _refusal(name: str, label: str, layer: nn.Module, advice: str) -> ModelError:
+    kind = type(layer).__name__
+    return ModelError(f"model {name!r}: layer {label!r} ({kind}) cannot be trained with privacy.example. {advice}")
+
+
+def _with_private_lstms(plain: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(plain)
+    replaced: dict[nn.Module, nn.Module] = {}
+    for label, layer in list(twin.named_modules(remove_duplicate=False)):
+        if isinstance(layer, nn.LSTM):
+            parent, _, child = label.rpartition(".")
+            replaced.setdefault(layer, _private_lstm(layer))
+            setattr(twin.get_submodule(parent), child, replaced[layer])
+    return twin
+
+
+def _private_lstm(layer: nn.LSTM) -> nn.Module:
+    shape = {key: getattr(layer, key) for key in ("num_layers", "bias", "batch_first", "bidirectional")}
+    with seeds.scope(0, "private lstm"):  # its first weights, drawn globally, are replaced at once
+        private: nn.Module = DPLSTM(layer.input_size, layer.hidden_size, **shape)
+    private.to(dtype=layer.get_parameter("weight_ih_l0").dtype).load_state_dict(layer.state_dict())
+    for key, parameter in private.named_parameters():
+        parameter.requires_grad = layer.get_parameter(key).requires_grad
+    return private
+
+
+def _try_at_first_forward(flat: FlatModule, name: str) -> None:
+    """Let the first forward pass be preceded by a trial; a trial that fails is repeated at the next one."""
+    handle: RemovableHandle
+
+    def trial(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal handle
+        handle.remove()
+        try:
+            _compare_one_row(module, tuple(part[:1] for part in inputs), name)
+        except Exception:
+            handle = module.register_forward_pre_hook(trial)
+            raise
+        finally:
+            forget(flat)
+            flat.gradient.zero_()
+
+    handle = flat.module.register_forward_pre_hook(trial)
+
+
+def _compare_one_row(module: nn.Module, row: tuple[Tensor, ...], name: str) -> None:
+    """Compare Opacus' gradient of one row with autograd's.
+
+    Opacus takes a layer's first dimension for the rows. Where it is not (positions looked up once for the
+    whole batch, time first), or a weight is used outside its layer, its gradients are wrong and nothing
+    says so. With a single row both are the same numbers, so any difference shows.
+    """
+    with seeds.scope(0, "private trial"), torch.enable_grad():
+        output = module(*row)
+        weights = torch.cos(torch.arange(output.numel(), dtype=output.dtype)).view_as(output)
+        try:
+            with _without_hook_warning():
+                torch.autograd.backward((output * weights).sum())
+        except RuntimeError as error:
+            raise ModelError(f"model {name!r}: Opacus finds no per-example gradients: {error}") from error
+    for key, parameter in module.named_parameters():
+        if parameter.requires_grad and not _same_gradient(parameter):
+            raise ModelError(
+                f"model {name!r}: per-example gradients of parameter {key!r} are wrong under privacy.example. "
+                "Give every layer the batch as its first dimension, and use a layer's weights only by calling it."
+            )
+
+
+def _same_gradient(parameter: nn.Parameter) -> bool:
+    whole, sample = parameter.grad, parameter.grad_sample  # type: ignore[attr-defined]
+    if whole is None or sample is None:
+        return whole is None or not bool(whole.any())
+    tolerance = 1e-4 * float(whole.abs().max())
+    return len(sample) == 1 and torch.allclose(sample[0], whole, rtol=1e-3, atol=tolerance)
+
+
+def _rounded_down(factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """`factors` in `dtype`, never larger, so that rounding cannot lift a clipped norm above the bound."""
+    rounded = factors.to(dtype)
+    below = torch.nextafter(rounded, torch.zeros_like(rounded))
+    return torch.where(rounded.double() > factors, below, rounded)
+
+
+def _refuse_infinite(values: Tensor, what: str) -> None:
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise ClientError(f"the {what} of {bad} of {len(values)} rows is not finite. Lower train.learning_rate.")
+
+
+@contextmanager
+def _without_hook_warning() -> Iterator[None]:
+    """Silence torch's note that a layer on integer inputs (an embedding) has no input gradient."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        warnings.filterwarnings("ignore", message="In CPU autocast")
+        yield

@@ -1,0 +1,105 @@
+"""What a person sees while a run goes on: a heading, one line per round, and a block at the end."""
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TextIO
+
+from fedsim.records import RoundRecord
+
+WIDTH = 80
+
+
+class Progress(Protocol):
+    """Is told what a run does."""
+
+    def begin(self, title: str, facts: Sequence[str], notes: Sequence[str], rounds: int) -> None:
+        """A run starts: its facts, and what its user should know."""
+
+    def phase(self, text: str) -> None:
+        """Something begins that may take a while."""
+
+    def round(self, record: RoundRecord, shown: Mapping[str, float | None]) -> None:
+        """A round has been committed."""
+
+    def end(self, lines: Sequence[str]) -> None:
+        """A run has ended."""
+
+
+class Silent:
+    """Says nothing: for programs."""
+
+    def begin(self, title: str, facts: Sequence[str], notes: Sequence[str], rounds: int) -> None:
+        """Ignore it."""
+
+    def phase(self, text: str) -> None:
+        """Ignore it."""
+
+    def round(self, record: RoundRecord, shown: Mapping[str, float | None]) -> None:
+        """Ignore it."""
+
+    def end(self, lines: Sequence[str]) -> None:
+        """Ignore it."""
+
+
+class Lines:
+    """Plain lines of at most 80 columns; on a terminal a passing line says what is going on."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._passing = self._stream.isatty()
+        self._rounds = 0
+        self._seconds = 0.0
+        self._columns: tuple[str, ...] = ()
+
+    def begin(self, title: str, facts: Sequence[str], notes: Sequence[str], rounds: int) -> None:
+        """Print the heading, wrapped at facts, and the notes."""
+        self._rounds, self._seconds, self._columns = rounds, 0.0, ()
+        lines = [title]
+        for fact in facts:
+            if len(lines[-1]) + len(fact) + 3 > WIDTH:
+                lines.append(f"  {fact}")
+            else:
+                lines[-1] += f" · {fact}"
+        for note in notes:
+            lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ")
+        self._print(*lines)
+
+    def phase(self, text: str) -> None:
+        """Show a passing line on a terminal."""
+        if self._passing:
+            width = min(WIDTH, shutil.get_terminal_size().columns - 1)
+            print(f"\r\x1b[2K{text[:width]}", end="", file=self._stream, flush=True)
+
+    def round(self, record: RoundRecord, shown: Mapping[str, float | None]) -> None:
+        """Print the round's line, and the columns' names before the first."""
+        if not self._columns:
+            self._columns = tuple(shown)
+            heads = "".join(f"{name:>11}" for name in self._columns)
+            epsilon = " epsilon" if record.epsilon is not None else ""
+            self._print(f" round{heads}  failed{epsilon}   s/round    left")
+        self._seconds += record.seconds
+        left = self._seconds / record.number * (self._rounds - record.number)
+        cells = "".join(f"{_number(shown.get(name)):>11}" for name in self._columns)
+        epsilon = f" {record.epsilon:7.2f}" if record.epsilon is not None else ""
+        self._print(f"{record.number:6d}{cells}  {record.failed:6d}{epsilon}   {record.seconds:7.2f} {_clock(left):>7}")
+
+    def end(self, lines: Sequence[str]) -> None:
+        """Print the closing block."""
+        self._print(*lines)
+
+    def _print(self, *lines: str) -> None:
+        self.phase("")
+        for line in lines:
+            print(line, file=self._stream, flush=True)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

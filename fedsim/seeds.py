@@ -1,0 +1,57 @@
+"""Every random number of a run.
+
+A draw is named by (seed, purpose, round, client). SHA-256 of that name seeds a generator of its own, so a
+draw depends on nothing else: not on the worker, the order of clients or what was drawn before.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def digest(*name: int | str) -> bytes:
+    """SHA-256 of a name; its parts are integers and strings, and ("a", 1) differs from ("a1",)."""
+    return hashlib.sha256("\x1f".join(f"{type(part).__name__}:{part}" for part in name).encode()).digest()
+
+
+def integer(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:
+    """An integer in [0, 2^63), as libraries with a seed of their own want it."""
+    return int.from_bytes(digest(seed, purpose, round, client)[:8], "little") >> 1
+
+
+def fraction(seed: int, purpose: str, key: int | str) -> float:
+    """A number in [0, 1) that belongs to `key`: where a row or group falls when data are split by shares."""
+    return int.from_bytes(digest(seed, purpose, key)[:8], "little") / 2**64
+
+
+def numpy_generator(seed: int, purpose: str, round: int = 0, client: int = 0) -> np.random.Generator:
+    """NumPy's PCG64, seeded with all 256 bits of the name."""
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest(seed, purpose, round, client), "little")))
+
+
+def torch_generator(seed: int, purpose: str, round: int = 0, client: int = 0) -> torch.Generator:
+    """A generator on the CPU, for draws that torch makes from an explicit generator."""
+    return torch.Generator().manual_seed(integer(seed, purpose, round, client))
+
+
+@contextmanager
+def scope(seed: int, purpose: str, round: int = 0, client: int = 0) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and random inside the block and put them back after it.
+
+    For what draws globally and cannot be told otherwise: `nn.init`, dropout, users' models, stock strategies.
+    """
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    value = integer(seed, purpose, round, client)
+    torch.default_generator.manual_seed(value)
+    np.random.seed(value % 2**32)
+    random.seed(value)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

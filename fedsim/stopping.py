@@ -1,0 +1,85 @@
+"""When a run ends before its last round. Only validation metrics, time and spent budgets decide."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedsim.data.federation import Federation
+from fedsim.errors import ScenarioError
+from fedsim.evaluation import better, check_choosing, headline
+from fedsim.problem import Problem
+from fedsim.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a run ended. `failed` ends it with the exit status of a policy."""
+
+    kind: str
+    reason: str
+    failed: bool = False
+
+
+@dataclass
+class Watch:
+    """Follows a run's metrics: the best round so far, and whether to go on.
+
+    Attributes:
+        metric: full name of the metric that chooses the best round.
+        best_round, best_value: so far; round 0 is the model before training.
+    """
+
+    scenario: Scenario
+    metric: str
+    best_round: int = 0
+    best_value: float = math.nan
+    _evaluations_since: int = 0
+    _started: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def of(cls, scenario: Scenario, problem: Problem, federation: Federation) -> "Watch":
+        """Watch the scenario's metrics.
+
+        Args:
+            scenario: its `stop` and `evaluate` tables.
+            problem: whose metrics there are.
+            federation: with a central validation set, or clients' own rows choose.
+
+        Raises:
+            ScenarioError: a metric that does not exist or is not a validation metric.
+        """
+        place = "central-validation" if len(federation.central["validation"].x) else "client-validation"
+        default = f"global/{place}/rows/{headline(federation.task)}"
+        for key, name in (("stop.metric", scenario.stop.metric), ("evaluate.metric", scenario.evaluate.metric)):
+            if name is not None and (reason := check_choosing(name, problem, key)) is not None:
+                raise ScenarioError(f"{key} = {name!r}: {reason}")
+        return cls(scenario, scenario.evaluate.metric or scenario.stop.metric or default)
+
+    def after(self, round: int, metrics: Mapping[str, float]) -> Stop | None:
+        """Look at a round's metrics; a reason to stop, or None."""
+        stop = self.scenario.stop
+        self._update_best(round, metrics)
+        loss = metrics.get("/".join([*self.metric.split("/")[:3], "loss"]))
+        if loss is not None and (not math.isfinite(loss) or loss > (stop.diverged_above or math.inf)):
+            advice = "Lower train.learning_rate or set train.clip."
+            return Stop("diverged", f"round {round}: validation loss {loss:.4g}, diverged. {advice}", failed=True)
+        value = metrics.get(stop.metric) if stop.metric else None
+        if value is not None and stop.at_least is not None and value >= stop.at_least:
+            return Stop("target", f"{stop.metric} reached {value:.4f}, at least {stop.at_least}")
+        if value is not None and stop.at_most is not None and value <= stop.at_most:
+            return Stop("target", f"{stop.metric} reached {value:.4f}, at most {stop.at_most}")
+        if stop.patience is not None and self._evaluations_since >= stop.patience:
+            return Stop("patience", f"{self.metric} has not improved in {stop.patience} evaluations")
+        if stop.max_seconds is not None and time.perf_counter() - self._started >= stop.max_seconds:
+            return Stop("time", f"{stop.max_seconds:g} s are over")
+        return None
+
+    def _update_best(self, round: int, metrics: Mapping[str, float]) -> None:
+        value = metrics.get(self.metric)
+        if value is None or not math.isfinite(value):
+            return
+        if better(self.metric, value, self.best_value):
+            self.best_round, self.best_value, self._evaluations_since = round, value, 0
+        else:
+            self._evaluations_since += 1

@@ -1,0 +1,1 @@
+"""One file per federated algorithm; this file imports none of them."""

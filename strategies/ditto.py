@@ -1,0 +1,28 @@
+"""Personal models tied to a global one (Ditto).
+
+Li et al., "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021, algorithm 1: the
+global model w is FedAvg's; beside it each client keeps v_k and minimises F_k(v) + lambda/2 ||v - w||^2, so
+its gradient gains lambda (v - w). v_k starts as a copy of the initial model.
+Communicates: the model down, one update up; v_k stays with the client. Any local optimiser. No private form
+is declared: the personal pass reads the rows a second time.
+"""
+
+from fedsim.algorithm import Algorithm, Local, Upload, Weighting, add_update, copy_of_model
+
+
+def ditto(lamda: float = 0.1, weights: Weighting = "examples") -> Algorithm:
+    """Ditto.
+
+    Args:
+        lamda: lambda of the paper, the pull of the personal model towards the global one, >= 0.
+        weights: "examples" or "uniform".
+    """
+
+    def client(local: Local) -> Upload:
+        trained = local.train(local.received)
+        own = local.train(
+            local.state["model"], correct=lambda gradient, params: gradient + lamda * (params - local.received)
+        )
+        return Upload(trained.params - local.received, state={"model": own.params})
+
+    return Algorithm("ditto", client, add_update, weights, client_state={"model": copy_of_model})

@@ -1,0 +1,24 @@
+"""Federated averaging (FedAvg).
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+algorithm 1: each client of the cohort trains from the global model w_t on its own rows; the server takes
+w_{t+1} = w_t + sum_k n_k (w_k - w_t) / sum_k n_k, with n_k the client's train rows.
+Communicates: the model down, one update up. Any local optimiser. Private at example level: an update is
+computed from clipped and noised gradients alone.
+"""
+
+from fedsim.algorithm import Algorithm, Local, Upload, Weighting, add_update
+
+
+def fedavg(weights: Weighting = "examples") -> Algorithm:
+    """FedAvg.
+
+    Args:
+        weights: "examples" (the paper) or "uniform".
+    """
+
+    def client(local: Local) -> Upload:
+        trained = local.train(local.received)
+        return Upload(trained.params - local.received)
+
+    return Algorithm("fedavg", client, add_update, weights, private="the update sums clipped, noised gradients")

@@ -1,0 +1,27 @@
+"""A shared representation under personal heads (FedRep).
+
+Collins et al., "Exploiting Shared Representations for Personalized Federated Learning", ICML 2021,
+algorithm 1: a client first trains its own head with the body fixed, then the body with the head fixed; only
+the body is averaged.
+Communicates: the body down, its update up; heads stay with their clients. Any local optimiser. No private
+form is declared: both passes read the rows and both reach a later upload.
+"""
+
+from fedsim.algorithm import Algorithm, Local, Upload, Weighting, add_update
+
+
+def fedrep(personal: str = "head.*", head_epochs: int = 1, weights: Weighting = "examples") -> Algorithm:
+    """FedRep.
+
+    Args:
+        personal: pattern of the head's parameter names (shell style).
+        head_epochs: passes over the rows for the head; the body takes the scenario's.
+        weights: "examples" or "uniform".
+    """
+
+    def client(local: Local) -> Upload:
+        head = local.train(local.received, trains="personal", epochs=head_epochs)
+        trained = local.train(head.params, trains="shared")
+        return Upload(trained.params - local.received)
+
+    return Algorithm("fedrep", client, add_update, weights, personal=personal)

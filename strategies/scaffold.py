@@ -1,0 +1,43 @@
+"""Stochastic controlled averaging (SCAFFOLD).
+
+Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020, algorithm 1
+with option II. Client i keeps a control c_i, the server their mean c. A local step uses the gradient
+g - c_i + c; afterwards c_i+ = c_i - c + (x - y_i) / (K eta), and the server adds the means:
+x += eta_g mean(y_i - x), c += |S| / N mean(c_i+ - c_i).
+Communicates: model and control down, update and control's change up. Plain SGD only (the control is a mean
+gradient). Private at example level: the control is computed from the noised update and public numbers.
+"""
+
+from fedsim.algorithm import Algorithm, Combined, Local, Server, Upload, Weighting, zeros
+
+
+def scaffold(server_lr: float = 1.0, weights: Weighting = "uniform") -> Algorithm:
+    """SCAFFOLD.
+
+    Args:
+        server_lr: eta_g, the server's step along the mean update.
+        weights: "uniform" (the paper) or "examples".
+    """
+
+    def client(local: Local) -> Upload:
+        own, common = local.state["control"], local.shared["control"]
+        trained = local.train(local.received, correct=lambda gradient, params: gradient - own + common)
+        update = trained.params - local.received
+        control = own - common - update / trained.step_size
+        return Upload(update, extra={"control": control - own}, state={"control": control})
+
+    def server(server: Server, combined: Combined) -> Server:
+        control = server.shared["control"] + combined.share_of_population * combined.extra["control"]
+        return server._replace(params=server.params + server_lr * combined.update, shared={"control": control})
+
+    return Algorithm(
+        "scaffold",
+        client,
+        server,
+        weights,
+        client_state={"control": zeros},
+        shared={"control": zeros},
+        extra=("control",),
+        optimizers=("sgd",),
+        private="the control is computed from the noised update and public numbers",
+    )

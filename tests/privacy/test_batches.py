@@ -1,0 +1,41 @@
+"""Poisson batches: rates, steps, and what is drawn."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsim import seeds
+from fedsim.privacy.batches import expected_batch, poisson_batch, sampling_rate, steps_of
+
+
+@given(st.integers(1, 10_000), st.integers(1, 512), st.integers(1, 5))
+def test_an_epoch_is_about_one_pass_on_average(rows: int, batch_size: int, epochs: int) -> None:
+    """q n steps rows are drawn in an epoch on average: n, and less than one batch more."""
+    rate, steps = sampling_rate(rows, batch_size), steps_of(rows, batch_size, epochs)
+    assert 0 < rate <= 1
+    assert expected_batch(rows, batch_size) == pytest.approx(min(rows, batch_size))
+    assert rows * epochs <= steps * expected_batch(rows, batch_size) + 1e-6
+    assert (steps / epochs - 1) * expected_batch(rows, batch_size) < rows
+
+
+@pytest.mark.parametrize(("rows", "rate"), [(200, 0.1), (50, 0.5), (30, 1.0)])
+def test_rows_are_drawn_independently_at_their_rate(rows: int, rate: float) -> None:
+    """Sizes are binomial in mean and variance, and every row comes equally often."""
+    draws = 4000
+    generator = seeds.numpy_generator(5, "test")
+    sizes, seen = np.zeros(draws), np.zeros(rows)
+    for draw in range(draws):
+        batch = poisson_batch(rows, rate, generator)
+        assert (np.diff(batch) > 0).all()
+        sizes[draw] = len(batch)
+        seen[batch] += 1
+    spread = np.sqrt(rows * rate * (1 - rate))
+    assert abs(sizes.mean() - rows * rate) <= 5 * spread / np.sqrt(draws)
+    assert sizes.std() == pytest.approx(spread, rel=0.06)
+    assert np.abs(seen / draws - rate).max() <= 5 * np.sqrt(rate * (1 - rate) / draws)
+
+
+def test_a_batch_may_be_empty() -> None:
+    generator = seeds.numpy_generator(5, "test")
+    assert min(len(poisson_batch(3, 0.1, generator)) for _ in range(50)) == 0

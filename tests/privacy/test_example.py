@@ -1,0 +1,303 @@
+"""The private gradient against one-example autograd, for every kind of model."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsim import seeds
+from fedsim.errors import ClientError, ModelError
+from fedsim.models.cnn import cnn
+from fedsim.models.lstm import lstm
+from fedsim.models.mlp import mlp
+from fedsim.models.transformer import transformer
+from fedsim.parameters import FlatModule, layout_of
+from fedsim.privacy.batches import poisson_batch
+from fedsim.privacy.example import clipped_gradient_sum, forget, noisy_gradient, private_module
+
+
+class TiedTwice(nn.Module):
+    """One layer called twice and one weight in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 5)
+        self.twice = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.twice(self.twice(self.embed(x)).tanh()))
+        return logits
+
+
+class OwnPositions(nn.Module):
+    """A parameter of the model itself, beside its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 5)
+        self.positions = nn.Parameter(torch.randn(6, 5))
+        self.head = nn.Linear(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.embed(x) + self.positions)
+        return logits
+
+
+class PositionsOnce(nn.Module):
+    """Positions looked up once for the batch: Opacus takes them for rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.positions, self.head = nn.Embedding(7, 5), nn.Embedding(6, 5), nn.Linear(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.embed(x) + self.positions(torch.arange(x.shape[1])))
+        return logits
+
+
+class WeightOutside(nn.Module):
+    """An embedding whose weight is used by hand as well: Opacus sees the first use only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.middle = nn.Embedding(7, 5), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(self.middle(self.embed(x)), self.embed.weight)
+
+
+class TimeFirst(nn.Module):
+    """A layer that is given time as the first dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 4), nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.lstm(x.transpose(0, 1))[0]).transpose(0, 1)
+        return logits
+
+
+def recurrent(**keys: Any) -> nn.Module:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, batch_first=True, **keys)
+            self.head = nn.Linear(8 if self.lstm.bidirectional else 4, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.lstm(x)[0])
+            return logits
+
+    return Recurrent()
+
+
+def tokens(rows: int, length: int, vocabulary: int) -> Tensor:
+    """Windows in which tokens repeat within a row and a row is constant."""
+    drawn = torch.randint(0, vocabulary, (rows, length), generator=seeds.torch_generator(1, "tokens"))
+    drawn[:, length // 2 :] = drawn[:, : length - length // 2]
+    drawn[0] = 3
+    return drawn
+
+
+def floats(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=seeds.torch_generator(1, "floats"), dtype=torch.float64)
+
+
+Case = tuple[Callable[[], nn.Module], Tensor]
+CASES: dict[str, Case] = {
+    "mlp": (lambda: mlp((1, 4, 4), 7, "classification", hidden=(6, 5)), floats(9, 1, 4, 4)),
+    "cnn": (lambda: cnn((1, 8, 8), 7, "classification", channels=(4, 6), norm="group"), floats(9, 1, 8, 8)),
+    "lstm": (lambda: lstm((6,), 7, "next-token", width=5, vocabulary=7), tokens(9, 6, 7)),
+    "lstm pooled": (lambda: lstm((6, 3), 7, "classification", width=5), floats(9, 6, 3)),
+    "transformer": (lambda: transformer((6,), 7, "next-token", width=8, heads=2, vocabulary=7), tokens(9, 6, 7)),
+    "as many rows as steps": (lambda: transformer((6,), 7, "next-token", width=8, vocabulary=7), tokens(6, 6, 7)),
+    "bidirectional lstm": (lambda: recurrent(num_layers=2, bidirectional=True), floats(5, 6, 3)),
+    "lstm without bias": (lambda: recurrent(bias=False), floats(5, 6, 3)),
+    "tied and called twice": (TiedTwice, tokens(5, 6, 7)),
+    "parameter of the model itself": (OwnPositions, tokens(5, 6, 7)),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, Tensor]:
+    """A float64 model, rows and targets."""
+    make, inputs = CASES[request.param]
+    with seeds.scope(2, "model"):
+        model = make().double()
+    targets = torch.randint(0, 7, model(inputs).shape[:-1], generator=seeds.torch_generator(1, "targets"))
+    return model, inputs, targets
+
+
+def losses_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """[B] mean loss over each row's places."""
+    each = functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    return each.view(len(targets), -1).mean(1)
+
+
+def one_by_one(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """[B, D] the gradient of every row alone, by plain autograd on the plain model."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rows = []
+    for x, y in zip(inputs, targets, strict=True):
+        loss = losses_of(model(x[None]), y[None]).sum()
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+    return torch.stack(rows)
+
+
+def clipped(gradients: Tensor, bound: float) -> Tensor:
+    norms = gradients.norm(dim=1, keepdim=True)
+    return gradients * (bound / norms).clamp(max=1)
+
+
+def test_the_clipped_sum_is_that_of_one_example_autograd(case: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """With a bound that clips about half the rows; twice, since nothing may stay from the first step."""
+    model, inputs, targets = case
+    each = one_by_one(model, inputs, targets)
+    bound = float(each.norm(dim=1).median())
+    expected = clipped(each, bound).sum(0)
+    flat = private_module(model, "case")
+    for _ in range(2):
+        found = clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), bound)
+        assert (found - expected).norm() <= 1e-9 * expected.norm()
+        flat.check()
+
+
+def test_the_twin_has_the_plain_models_layout_weights_and_outputs(case: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, inputs, _ = case
+    before = copy.deepcopy(model.state_dict())
+    flat, plain = private_module(model, "case"), FlatModule(copy.deepcopy(model))
+    assert flat.layout == plain.layout == layout_of(model)
+    assert torch.equal(flat.vector, plain.vector)
+    torch.testing.assert_close(flat.module(inputs), plain.module(inputs), rtol=1e-9, atol=1e-11)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_weights_move_between_lstm_and_twin_by_name() -> None:
+    """What a private client trained is loaded by the server's plain model, and the other way round."""
+    with seeds.scope(3, "model"):
+        model = recurrent(num_layers=2).double()
+    flat, plain = private_module(model, "lstm"), FlatModule(copy.deepcopy(model))
+    with torch.no_grad():
+        flat.vector.add_(torch.linspace(-1, 1, len(flat.vector), dtype=torch.float64))
+    plain.vector.copy_(flat.vector)
+    inputs = floats(5, 6, 3)
+    torch.testing.assert_close(flat.module(inputs), plain.module(inputs), rtol=1e-9, atol=1e-11)
+
+
+def test_one_row_more_or_less_moves_the_sum_by_at_most_the_bound(case: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """The sensitivity on neighbouring data sets, zero-out."""
+    model, inputs, targets = case
+    flat, bound = private_module(model, "case"), 0.01
+    everyone = clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), bound)
+    for left_out in range(len(inputs)):
+        rest = torch.arange(len(inputs)) != left_out
+        neighbour = clipped_gradient_sum(flat, losses_of(flat.module(inputs[rest]), targets[rest]), bound)
+        assert (everyone - neighbour).norm() <= bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_a_float32_clipped_norm_measured_in_float64_keeps_the_bound(scale: float) -> None:
+    """C (1 + 2^-23), on heavy-tailed gradients of a few hundred thousand coordinates."""
+    with seeds.scope(4, "model"):
+        model = mlp((400,), 10, "classification", hidden=(500,))
+    heavy = seeds.numpy_generator(4, "rows").standard_t(2, (6, 400)).astype(np.float32)
+    flat = private_module(model, "mlp")
+    for x in torch.from_numpy(heavy * scale):
+        losses = losses_of(flat.module(x[None]), torch.tensor([1]))
+        norm = clipped_gradient_sum(flat, losses, 0.7).double().norm()
+        assert 0.7 * (1 - 1e-6) <= norm <= 0.7 * (1 + 2**-23)
+
+
+def test_small_gradients_are_not_touched() -> None:
+    model = mlp((4,), 3, "classification").double()
+    inputs, targets = floats(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    flat = private_module(model, "mlp")
+    found = clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), 1e6)
+    torch.testing.assert_close(found, one_by_one(model, inputs, targets).sum(0), rtol=1e-12, atol=1e-14)
+
+
+def test_noise_has_its_size_and_its_generator_decides_it() -> None:
+    """(sum + z C N) / (q n): what remains after the mean is normal with deviation z C / (q n)."""
+    total = torch.linspace(-1, 1, 200_000)
+    draw = [noisy_gradient(total, 2.0, 0.5, 32.0, seeds.torch_generator(1, "noise")) for _ in range(2)]
+    assert torch.equal(*draw)
+    noise = (draw[0] - total / 32) * 32
+    assert abs(float(noise.mean())) < 5 / 200_000**0.5
+    assert float(noise.std()) == pytest.approx(1.0, rel=0.01)
+    assert torch.equal(noisy_gradient(total, 0.0, 0.5, 32.0, seeds.torch_generator(1, "noise")), total / 32)
+
+
+def test_mean_over_poisson_batches_is_the_full_gradient() -> None:
+    """Divided by q n, not by the size of the batch, the gradient is unbiased."""
+    model = mlp((4,), 3, "classification", hidden=()).double()
+    inputs, targets = floats(30, 4), torch.arange(30) % 3
+    expected = clipped(one_by_one(model, inputs, targets), 0.3).sum(0) / 30
+    flat, generator = private_module(model, "mlp"), seeds.numpy_generator(1, "batches")
+    mean = torch.zeros_like(expected)
+    for _ in range(1500):
+        rows = torch.from_numpy(poisson_batch(30, 0.3, generator))
+        if len(rows):
+            mean += clipped_gradient_sum(flat, losses_of(flat.module(inputs[rows]), targets[rows]), 0.3) / 9 / 1500
+    assert (mean - expected).norm() < 0.1 * expected.norm()
+
+
+def test_neither_twin_nor_its_trial_draws_from_global_generators() -> None:
+    """Dropout's draws, and so a run's bits, do not depend on whether a worker has built its twin before."""
+    with seeds.scope(1, "test"):
+        untouched = torch.rand(3)
+    with seeds.scope(1, "test"):
+        flat = private_module(lstm((6,), 7, "next-token", vocabulary=7), "lstm")
+        flat.module(tokens(4, 6, 7))
+        assert torch.equal(torch.rand(3), untouched)
+
+
+def test_a_row_that_is_not_finite_is_the_clients_failure_and_leaves_nothing_behind() -> None:
+    model = mlp((4,), 3, "classification").double()
+    inputs, targets = floats(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    flat = private_module(model, "mlp")
+    expected = clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), 0.1)
+    broken = inputs.clone()
+    broken[2, 1] = float("nan")
+    with pytest.raises(ClientError, match="1 of 5 rows"):
+        clipped_gradient_sum(flat, losses_of(flat.module(broken), targets), 0.1)
+    flat.module(inputs)  # a forward pass whose loss raised
+    forget(flat)
+    assert torch.equal(clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), 0.1), expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "advice"),
+    [
+        (nn.BatchNorm2d(4), r"layer '1' \(BatchNorm2d\) cannot be trained with privacy.example. Use GroupNorm"),
+        (nn.BatchNorm2d(4, affine=False), "Use GroupNorm"),
+        (nn.InstanceNorm2d(4, track_running_stats=True), "track_running_stats=False"),
+        (nn.GRU(4, 4), "Use nn.LSTM"),
+        (nn.LSTM(4, 4, 2, dropout=0.1), "dropout to 0"),
+        (nn.MultiheadAttention(4, 2), "scaled_dot_product_attention"),
+    ],
+)
+def test_a_layer_that_cannot_be_private_is_named(layer: nn.Module, advice: str) -> None:
+    with pytest.raises(ModelError, match=advice):
+        private_module(nn.Sequential(nn.Conv2d(1, 4, 3), layer), "mine")
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [(PositionsOnce(), tokens(6, 6, 7)), (WeightOutside(), tokens(4, 6, 7)), (TimeFirst(), floats(6, 6, 3).float())],
+)
+def test_a_model_whose_per_example_gradients_would_be_silently_wrong_is_refused(
+    model: nn.Module, inputs: Tensor
+) -> None:
+    """Every time, so that a client that fails first does not let the others pass."""
+    flat = private_module(model, "mine")
+    for _ in range(2):
+        with pytest.raises(ModelError, match="per-example gradients of parameter"):
+            flat.module(inputs)

@@ -1,0 +1,340 @@
+"""The run folder keeps what it was told, whatever kills the process, and is read while it is written."""
+
+import hashlib
+import json
+import math
+import multiprocessing
+import random
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from fedsim.environment import environment
+from fedsim.errors import RunFolderError
+from fedsim.parameters import FlatModule, Layout, Weights, fingerprint, layout_of
+from fedsim.records import ClientRow, Event, EventRow, LedgerRow, Phase, RoundRecord
+from fedsim.runs import RunFolder, open_run
+
+FORK = multiprocessing.get_context("fork")
+ACCURACY = "global/central-validation/rows/accuracy"
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def client(round: int, number: int, phase: Phase = "train", error: str | None = None) -> ClientRow:
+    status = "failed" if error else "ok"
+    loss = None if error else 0.1 * number
+    return ClientRow(round, number, phase, status, 50, loss, 5, 0.25, 800, 804, error, {"accuracy": 0.5})  # type: ignore[arg-type]
+
+
+def round_of(number: int, weights: Weights, cohort: int = 3, epsilon: float | None = None) -> RoundRecord:
+    clients = [client(number, index) for index in range(cohort)]
+    return RoundRecord(number, 1.5, cohort, 0, {ACCURACY: number / 10}, epsilon, fingerprint(weights), clients)
+
+
+def created(path: Path, keep: int = 2) -> RunFolder:
+    return RunFolder.create(path, "test", 'title = "Test"\n', [], {}, keep=keep)
+
+
+@pytest.fixture
+def model() -> FlatModule:
+    return FlatModule(net())
+
+
+@pytest.fixture
+def weights(model: FlatModule) -> Weights:
+    return Weights(model.vector, model.buffers)
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    rows = [client(1, 0), client(1, 0, "evaluate"), client(1, 7, error="ClientError: the loss is not finite")]
+    record = RoundRecord(1, 2.5, 2, 1, {ACCURACY: 0.25, "odd": math.nan}, 0.75, fingerprint(weights), rows)
+    with created(tmp_path / "run") as folder:
+        ledger, events = [LedgerRow(0, 1, 0.75), LedgerRow(7, 1, 0.5)], [Event("worker", "replaced")]
+        folder.commit(record, model.layout, weights, ledger=ledger, events=events, best=True)
+    with closing(open_run(tmp_path / "run")) as read:
+        (row,) = read.rounds()
+        assert (row.number, row.seconds, row.cohort, row.failed, row.epsilon) == (1, 2.5, 2, 1, 0.75)
+        assert row.best is True and row.fingerprint == fingerprint(weights)
+        assert sorted(read.clients(), key=rows.index) == rows
+        assert read.clients(round=2) == []
+        assert read.metrics()[ACCURACY] == {1: 0.25} and math.isnan(read.metrics()["odd"][1])
+        assert read.privacy() == ledger
+        assert read.events() == [EventRow(1, "worker", "replaced")]
+        assert read.summary() == {}
+    with closing(sqlite3.connect(tmp_path / "run" / "run.db")) as database:
+        failures = database.execute("SELECT * FROM failures").fetchall()
+    assert failures == [(1, 7, "train", "ClientError: the loss is not finite")]
+
+
+def test_an_account_is_the_one_after_the_asked_round(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    """Only accounts that changed are written; others stand as they were."""
+    charges = {1: [(0, 1, 0.5), (4, 1, 0.5)], 2: [(0, 2, 0.7)], 3: [(9, 1, 0.5)]}
+    with created(tmp_path / "run") as folder:
+        for number, accounts in charges.items():
+            folder.commit(round_of(number, weights), model.layout, weights, ledger=accounts)
+    with closing(open_run(tmp_path / "run")) as read:
+        assert read.privacy(round=1) == [(0, 1, 0.5), (4, 1, 0.5)]
+        assert read.privacy(round=2) == [(0, 2, 0.7), (4, 1, 0.5)]
+        assert read.privacy() == [(0, 2, 0.7), (4, 1, 0.5), (9, 1, 0.5)]
+
+
+def test_models_load_in_plain_torch(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    with created(tmp_path / "run") as folder:
+        folder.commit(round_of(1, weights), model.layout, weights, {"shared/control": torch.ones(2)}, best=True)
+        best = fingerprint(weights)
+        model.vector.add_(1.0)
+        model.buffers.add_(2.0)
+        folder.commit(round_of(2, weights), model.layout, weights)
+        folder.finish({"accuracy": 0.9, "epsilon": math.inf}, {"classes": ["a", "b"]}, model.layout, weights)
+    for file, expected in (("best", best), ("last", fingerprint(weights))):
+        plain = net()
+        keys = plain.load_state_dict(load_file(tmp_path / "run" / "model" / f"{file}.safetensors"), strict=False)
+        assert keys.unexpected_keys == []
+        flat = FlatModule(plain)
+        assert fingerprint(Weights(flat.vector, flat.buffers)) == expected
+    assert json.loads((tmp_path / "run" / "model" / "model.json").read_text()) == {"classes": ["a", "b"]}
+    with closing(open_run(tmp_path / "run")) as read:
+        assert read.summary() == {"accuracy": 0.9, "epsilon": None}
+
+
+def test_a_checkpoint_holds_model_and_server(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    control = torch.arange(3.0)
+    with created(tmp_path / "run") as folder:
+        folder.commit(round_of(5, weights), model.layout, weights, {"shared/control": control})
+    file = tmp_path / "run" / "checkpoints" / "round-000005.safetensors"
+    tensors = load_file(file)
+    assert torch.equal(tensors.pop("server/shared/control"), control)
+    names = [slot.name for slot in (*model.layout.parameters, *model.layout.buffers)]
+    assert torch.equal(torch.cat([tensors.pop(f"model/{name}").flatten() for name in names]), torch.cat(weights))
+    assert not tensors
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata() == {"round": "5", "fingerprint": fingerprint(weights)}
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_only_the_last_checkpoints_stay(tmp_path: Path, model: FlatModule, weights: Weights, keep: int) -> None:
+    with created(tmp_path / "run", keep) as folder:
+        for number in range(1, 7):
+            folder.commit(round_of(number, weights), model.layout, weights)
+    with closing(open_run(tmp_path / "run")) as read:
+        names = [row.checkpoint for row in read.rounds()]
+    assert sorted(file.name for file in (tmp_path / "run" / "checkpoints").iterdir()) == names[-keep:]
+
+
+def commit_for_ever(path: Path, layout: Layout, size: int) -> None:
+    """Commit until killed; now and then close and open again, so that a kill may fall there too."""
+    torch.set_num_threads(1)
+    folder = created(path)
+    for number in range(1, 1_000_000):
+        weights = Weights(torch.full((size,), float(number)), torch.zeros(0))
+        folder.commit(round_of(number, weights, cohort=20), layout, weights, best=True)
+        if number % 3 == 0:
+            folder.close()
+            folder = RunFolder(path)
+
+
+@pytest.fixture
+def large() -> Iterator[tuple[Layout, int]]:
+    layout = layout_of(nn.Linear(500, 400, bias=False))
+    yield layout, layout.size
+
+
+def test_a_kill_loses_at_most_the_round_in_progress(tmp_path: Path, large: tuple[Layout, int]) -> None:
+    """Whatever the instant: the last row's checkpoint is there, whole, and of that round."""
+    delays, committed = random.Random(1), 0
+    for trial in range(20):
+        path = tmp_path / str(trial)
+        process = FORK.Process(target=commit_for_ever, args=(path, *large))
+        process.start()
+        wait_for(path / "run.db")
+        time.sleep(delays.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        committed += check_after_kill(path)
+    assert committed > 0
+
+
+def check_after_kill(path: Path) -> int:
+    with closing(open_run(path)) as read:
+        rounds = read.rounds()
+        assert [row.number for row in rounds] == list(range(1, len(rounds) + 1))
+        for row in rounds:
+            assert len(read.clients(row.number)) == row.cohort == 20
+    if rounds:
+        content = (path / "checkpoints" / rounds[-1].checkpoint).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == rounds[-1].checkpoint_sha256
+        best = load_file(path / "model" / "best.safetensors")["weight"]
+        assert set(best.flatten().tolist()) in ({len(rounds)}, {len(rounds) + 1})
+    return len(rounds)
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} does not appear"
+        time.sleep(0.005)
+
+
+def test_a_killed_run_goes_on_and_clears_what_was_half_done(
+    tmp_path: Path, model: FlatModule, weights: Weights
+) -> None:
+    """A checkpoint without its row, and a file without its ending, are what a kill can leave."""
+    with created(tmp_path / "run") as folder:
+        folder.commit(round_of(1, weights), model.layout, weights)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "round-000002.safetensors").write_bytes(b"whole, but its row is missing")
+    (checkpoints / "round-000003.safetensors.tmp").write_bytes(b"half")
+    with RunFolder(tmp_path / "run") as folder:
+        folder.commit(round_of(2, weights), model.layout, weights)
+    assert names_in(checkpoints) == ["round-000001.safetensors", "round-000002.safetensors"]
+    with closing(open_run(tmp_path / "run")) as read:
+        content = (checkpoints / "round-000002.safetensors").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == read.rounds()[-1].checkpoint_sha256
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_a_reader_sees_whole_rounds_while_another_process_writes(tmp_path: Path, large: tuple[Layout, int]) -> None:
+    path = tmp_path / "run"
+    writer = FORK.Process(target=commit_for_ever, args=(path, *large))
+    writer.start()
+    try:
+        wait_for(path / "run.db")
+        with closing(open_run(path)) as read:
+            seen, until = 0, time.monotonic() + 30
+            while seen < 10 and time.monotonic() < until:
+                numbers = [row.number for row in read.rounds()]
+                assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= seen
+                seen = len(numbers)
+                assert seen == 0 or len(read.clients(seen)) == 20
+            assert seen >= 10
+    finally:
+        writer.kill()
+        writer.join()
+
+
+def test_ten_thousand_clients_a_round(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    with created(tmp_path / "run") as folder:
+        start = time.perf_counter()
+        folder.commit(round_of(1, weights, cohort=10_000), model.layout, weights)
+        assert time.perf_counter() - start < 5
+    with closing(open_run(tmp_path / "run")) as read:
+        assert [row.client for row in read.clients(1)] == list(range(10_000))
+
+
+def test_the_folder_says_where_the_run_came_from(tmp_path: Path) -> None:
+    for place, text in (("a", "x = 1\n"), ("b", "x = 2\n")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "mine.py").write_text(text)
+    sources = [tmp_path / "a" / "mine.py", tmp_path / "b" / "mine.py", tmp_path / "a" / "mine.py"]
+    with RunFolder.create(tmp_path / "run", "test", "seed = 1\n", sources, environment("digest")) as folder:
+        path = folder.path
+    assert (path / "scenario.toml").read_text() == "seed = 1\n"
+    assert names_in(path) == ["checkpoints", "environment.json", "model", "run.db", "scenario.toml", "sources"]
+    kept = json.loads((path / "environment.json").read_text())
+    assert kept["sources"] == {
+        "mine.py": hashlib.sha256(b"x = 1\n").hexdigest(),
+        "mine-2.py": hashlib.sha256(b"x = 2\n").hexdigest(),
+    }
+    assert (path / "sources" / "mine-2.py").read_text() == "x = 2\n"
+    assert kept["packages"]["torch"] == torch.__version__ and kept["processor"] and kept["data_sha256"] == "digest"
+
+
+def test_without_a_path_runs_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [RunFolder.create(None, "Private FedAvg!", "", [], {}) for _ in range(2)]
+    assert folders[0].path != folders[1].path
+    for folder in folders:
+        folder.close()
+        assert folder.path.parent == tmp_path / "runs"
+        assert re.fullmatch(r"\d{8}-\d{4}-private-fedavg-[0-9a-f]{4}", folder.path.name)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_an_existing_out_folder_is_refused_and_untouched(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    if kind == "folder":
+        out.mkdir()
+    elif kind == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RunFolderError, match=r"^run folder \S+/out exists already; choose another.*$"):
+        created(out)
+    assert names_in(tmp_path) == ["out"]
+    assert kind != "file" or out.read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"^run folder \S+/file/run cannot be written \(Not a directory: .*$"):
+        created(tmp_path / "file" / "run")
+    with pytest.raises(RunFolderError, match=r"No such file or directory: .*gone\.py"):
+        RunFolder.create(tmp_path / "run", "test", "", [tmp_path / "gone.py"], {})
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_what_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"is not a run folder: it has no run\.db$"):
+        open_run(tmp_path)
+    (tmp_path / "run.db").write_text("not a database, but long enough to be looked at as one" * 20)
+    with pytest.raises(RunFolderError, match=r"run\.db cannot be read as the records of a run: .*$"):
+        open_run(tmp_path)
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    created(tmp_path / "run").close()
+    with closing(sqlite3.connect(tmp_path / "run" / "run.db")) as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(RunFolderError, match=r"has schema 99, this fedsim reads 1; use the version that wrote it$"):
+        open_run(tmp_path / "run")
+
+
+def test_reading_a_closed_run_writes_nothing(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    with created(tmp_path / "run") as folder:
+        folder.commit(round_of(1, weights), model.layout, weights)
+    names, before = names_in(tmp_path / "run"), (tmp_path / "run" / "run.db").read_bytes()
+    with closing(open_run(tmp_path / "run")) as read:
+        assert len(read.rounds()) == 1
+        assert names_in(tmp_path / "run") == names
+    assert (tmp_path / "run" / "run.db").read_bytes() == before
+
+
+def test_a_run_closes_while_somebody_reads(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    folder = created(tmp_path / "run")
+    with closing(open_run(tmp_path / "run")) as read:
+        folder.commit(round_of(1, weights), model.layout, weights)
+        assert len(read.rounds()) == 1
+        folder.close()
+        assert len(read.rounds()) == 1
+    with RunFolder(tmp_path / "run") as again, closing(open_run(tmp_path / "run")) as read:
+        again.commit(round_of(2, weights), model.layout, weights)
+        assert len(read.rounds()) == 2
+
+
+def test_every_column_is_documented(tmp_path: Path) -> None:
+    """docs/run-folder.md names each table and column of the schema, and its version."""
+    text = (Path(__file__).parents[1] / "docs" / "run-folder.md").read_text()
+    created(tmp_path / "run").close()
+    with closing(sqlite3.connect(tmp_path / "run" / "run.db")) as database:
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type != 'index'")]
+        for table in tables:
+            section = text.partition(f"### {table}\n")[2].partition("\n### ")[0]
+            for _, column, *_ in database.execute(f"PRAGMA table_info({table})"):
+                assert re.search(rf"^\| `{column}` \|", section, re.MULTILINE), f"{table}.{column}"
+    assert f"version {version}" in text
