@@ -34,7 +34,7 @@ def scenario(net: str, cohort: int, rounds: int) -> dict[str, Any]:
         },
         "model": {"name": f"{HERE / '_workload.py'}:{NETS[net].__name__}"},
         "train": {"learning_rate": LEARNING_RATE, "batch_size": BATCH, "epochs": 1},
-        "cohort": {"size": cohort},
+        "cohort": {"size": cohort, "on_client_error": "fail"},
         "evaluate": {"clients_every": 0},
         "engine": {"kind": "ray", "workers": WORKERS},
     }

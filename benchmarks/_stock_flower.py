@@ -1,72 +1,18 @@
-"""The stock contenders: Flower's own simulation with two Ray actors of one core each, and its own FedAvg.
-
-Two clients, because a stock user writes the client himself. "usual" is that of Flower's PyTorch template: a
-new net, DataLoader and optimiser for every message. "tight" trains by the same loop as the bare contender on
-a net that its process keeps, so what differs from bare is Flower's engine alone. Neither evaluates.
-"""
+"""The stock contenders: Flower's own simulation with two Ray actors of one core each, and its own FedAvg."""
 
 import logging
 import sys
 import time
 from collections.abc import Iterable
-from functools import cache
 
-import torch
-from _workload import BATCH, CLIENTS, LEARNING_RATE, NETS, ROWS, arguments, client_rows, report, train
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from _stock_client import client_app
+from _workload import CLIENTS, NETS, arguments, report
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 WORKERS = 2
-
-
-def usual(name: str, client: int, received: ArrayRecord) -> nn.Module:
-    """The received model after one local epoch, trained as Flower's PyTorch template does."""
-    net = NETS[name]()
-    net.load_state_dict(received.to_torch_state_dict())
-    loader = DataLoader(TensorDataset(*client_rows(client)), batch_size=BATCH, shuffle=True)
-    criterion = nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE)
-    net.train()
-    for inputs, targets in loader:
-        optimizer.zero_grad()
-        criterion(net(inputs), targets).backward()
-        optimizer.step()
-    return net
-
-
-def tight(name: str, client: int, received: ArrayRecord) -> nn.Module:
-    """The received model after one local epoch, trained as the bare contender does."""
-    net = net_of_this_process(name)
-    net.load_state_dict(received.to_torch_state_dict())
-    train(net, *client_rows(client))
-    return net
-
-
-@cache
-def net_of_this_process(name: str) -> nn.Module:
-    """A net that the clients of one actor use in turn."""
-    return NETS[name]()
-
-
-def client_app(name: str, kind: str) -> ClientApp:
-    """The client as Flower runs it."""
-    app = ClientApp()
-    local_epoch = {"usual": usual, "tight": tight}[kind]
-
-    @app.train()
-    def train_client(message: Message, context: Context) -> Message:
-        torch.set_num_threads(1)
-        received = message.content.array_records["arrays"]
-        net = local_epoch(name, int(context.node_config["partition-id"]), received)
-        metrics = MetricRecord({"num-examples": ROWS})
-        return Message(RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": metrics}), reply_to=message)
-
-    return app
 
 
 class FailSafeFedAvg(FedAvg):

@@ -1,7 +1,7 @@
 """Our engine beside a bare torch loop and Flower's own simulation: milliseconds per client, and the first round.
 
-    python benchmarks/engine.py            about 20 minutes on 2 cores
-    python benchmarks/engine.py --quick    a smoke test of two minutes
+    python benchmarks/engine.py            some ten minutes on 2 cores
+    python benchmarks/engine.py --quick    a smoke test of a minute or two
 
 100 clients of 50 random 28x28 images, batches of 10, one epoch of SGD. Each contender runs in a fresh process,
 one after another and in turn, so that a busy moment of the machine hits all of them. A round lasts from the

@@ -6,6 +6,7 @@ from typing import Literal
 
 from fedsim.data.corpus import Task
 from fedsim.data.federation import CentralPart, Part
+from fedsim.errors import PrivacyError, ScenarioError
 from fedsim.metrics import (
     LOWER_IS_BETTER,
     HeldOut,
@@ -59,22 +60,29 @@ def better(metric: str, value: float, than: float) -> bool:
     return math.isnan(than) or (value < than if name in LOWER_IS_BETTER else value > than)
 
 
-def check_choosing(name: str, problem: Problem, key: str) -> str | None:
-    """Check a metric that is to decide something.
+def check_choosing(name: str, problem: Problem, key: str, *, private: bool) -> None:
+    """Check a metric that is to decide when a run stops or which round is best.
 
-    Returns:
-        Why it must not decide, or None.
+    Args:
+        name: its full name.
+        problem: whose metrics there are.
+        key: the scenario's key, for messages.
+        private: whether clients' rows are protected; then only the server's own data may decide.
 
     Raises:
-        ScenarioError: there is no such metric.
+        ScenarioError: there is no such metric, or it is for reporting only.
+        PrivacyError: it reads rows that epsilon does not cover.
     """
     data = parse_name(name, problem.metric_names(), key).data
-    return (
-        None
-        if data.endswith("-validation")
-        else f"{data} is for reporting; choose by {data.replace('test', 'validation')}"
-    )
+    if not data.endswith("-validation"):
+        raise ScenarioError(f"{key} = {name!r}: {data} is for reporting; use {data.replace('test', 'validation')}")
+    if private and not data.startswith("central-"):
+        raise PrivacyError(
+            f"{key} = {name!r} reads clients' own rows, and what it decides is not covered by epsilon; "
+            "choose by central-validation (data.split.central above 0)"
+        )
 
 
 def _defined(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if not math.isnan(value)}
+    """Without what no row defines (a missing class' recall); a loss that is nan stays: the run has diverged."""
+    return {name: value for name, value in values.items() if not math.isnan(value) or name.endswith("/loss")}

@@ -17,10 +17,9 @@ from fedsim.algorithm import Algorithm
 from fedsim.data.build import build
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.data.federation import Federation
-from fedsim.errors import ScenarioError
+from fedsim.errors import ModelError, PrivacyError, ScenarioError
 from fedsim.model import check_model, make_model, model_name
 from fedsim.parameters import Layout, layout_of
-from fedsim.privacy.example import private_module
 from fedsim.privacy.plan import ExamplePrivacy, Plan, plan
 from fedsim.problem import Problem, problem_for
 from fedsim.scenario import Scenario
@@ -77,6 +76,13 @@ def prepare(
     Raises:
         FedsimError: the first thing that does not fit, in one line.
     """
+    try:
+        return _prepared(scenario, folders, model, data)
+    except (ScenarioError, ModelError, PrivacyError) as error:
+        raise type(error)(f"{scenario.origin}: {error}") from error
+
+
+def _prepared(scenario: Scenario, folders: Folders, model: ModelSource | None, data: CorpusSource | None) -> Job:
     federation = federate(scenario, folders, data)
     source = model if model is not None else scenario.model.name
     module = _model(scenario, source, federation)
@@ -86,6 +92,8 @@ def prepare(
     check_algorithm(algorithm, scenario, layout_of(module))
     privacy = _privacy(scenario, federation)
     if privacy is not None:
+        from fedsim.privacy.example import private_module  # Opacus takes seconds to import
+
         twin = private_module(module, model_name(source))
         twin.module(problem.inputs(federation.x[:1]))  # the first pass tries its per-example gradients
     return Job(scenario, federation, source, privacy)

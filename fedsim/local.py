@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from flwr.app import ArrayRecord
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim import seeds
 from fedsim.algorithm import Batch, Coordinates, Correction, LossTerm, Trained, Upload, Vectors, initial
@@ -21,7 +21,6 @@ from fedsim.job import Job, personal_mask
 from fedsim.metrics import Statistics
 from fedsim.parameters import FlatModule, Weights, from_record
 from fedsim.privacy.batches import poisson_batch
-from fedsim.privacy.example import clipped_gradient_sum, forget, noisy_gradient, private_module
 from fedsim.problem import evaluate
 from fedsim.scenario import Schedule, Train
 from fedsim.states import State
@@ -62,7 +61,7 @@ class Work:
         self.problem = job.build_problem()
         self.algorithm = job.build_algorithm()
         plain = job.build_model()
-        self.private = private_module(plain, job.scenario.model.name) if job.privacy is not None else None
+        self.private = _private_twin(plain, job.model_title) if job.privacy is not None else None
         self.plain = FlatModule(plain)
         self.layout = self.plain.layout
         self.initial = Weights(self.plain.vector, self.plain.buffers).clone()
@@ -235,7 +234,8 @@ class LocalClient:
         if self.work.private is not None and self._passes > 1:
             raise ClientError("a second private pass over the rows is not charged; train once a round")
         flat.load(Weights(start, self.message.weights.buffers))
-        flat.module.train()
+        if not flat.module.training:
+            flat.module.train()
 
     def _fixed(self, trains: Coordinates) -> Tensor | None:
         """[D] bool: coordinates that must not move."""
@@ -249,15 +249,14 @@ class LocalClient:
     def _gradients(self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None) -> Iterator[Tensor]:
         """Every step's gradient [D] of the batch's mean loss, at what `flat` then holds."""
         for batch in self._batches(epochs):
-            flat.gradient.zero_()
-            losses = self._batch_losses(flat, batch, loss_term)
-            loss = losses.mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = self._batch_losses(flat, batch, loss_term).mean()
             self._note(float(loss.detach()))
-            yield flat.gradient
+            yield flat.differentiate(loss)
 
     def _private_gradients(self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None) -> Iterator[Tensor]:
         """Every step's clipped, summed and noised gradient [D] of a Poisson batch."""
+        from fedsim.privacy.example import clipped_gradient_sum, forget, noisy_gradient
+
         plan = self.work.job.privacy
         assert plan is not None
         seed, round, number = self.work.job.scenario.seed, self.round, self.number
@@ -300,6 +299,12 @@ class LocalClient:
                     break
                 taken += 1
                 yield Batch(inputs[start : start + size], targets[start : start + size])
+
+
+def _private_twin(plain: nn.Module, name: str) -> FlatModule:
+    from fedsim.privacy.example import private_module  # Opacus takes seconds to import
+
+    return private_module(plain, name)
 
 
 def _finite(vector: Tensor) -> bool:

@@ -124,6 +124,14 @@ class FlatModule:
         self.vector.copy_(weights.vector)
         self.buffers.copy_(weights.buffers)
 
+    def differentiate(self, loss: Tensor) -> Tensor:
+        """The gradient [D] of a scalar loss, in `gradient`; zero where a parameter was not used.
+
+        One pass over memory: faster than clearing `gradient` and letting `backward()` add to it.
+        """
+        parts = torch.autograd.grad(loss, tuple(self._parameters.values()), materialize_grads=True)
+        return torch.cat([part.reshape(-1) for part in parts], out=self.gradient)
+
     def check(self) -> None:
         """Raise ModelError when a parameter, gradient or buffer no longer lies on its vector.
 

@@ -69,6 +69,7 @@ def run(
     progress.phase("loading the data")
     job = prepare(scenario, Folders.of(data_dir, scenario.folder), model, data)
     check_out(out)
+    Watch.of(scenario, job.build_problem(), job.federation)  # a wrong metric is told before anything starts
     progress.phase("starting the workers")
     engine = start_engine(scenario.engine)
     try:

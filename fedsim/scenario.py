@@ -214,6 +214,7 @@ class Scenario(Table):
     engine: Engine = Engine()
     checkpoint: Checkpoint = Checkpoint()
     folder: Path = Field(Path(), exclude=True)
+    origin: str = Field("scenario", exclude=True, description="what errors call it")
 
     def to_toml(self) -> str:
         """The resolved snapshot: every default filled in, absent alternatives left out."""
@@ -221,7 +222,7 @@ class Scenario(Table):
 
     def changed(self, changes: Mapping[str, Any]) -> "Scenario":
         """This scenario with some keys changed, e.g. {"privacy": {}} or {"train.learning_rate": 0.1}."""
-        return parse(override(self.model_dump(mode="python", exclude_none=True), changes), self.folder, "scenario")
+        return parse(override(self.model_dump(mode="python", exclude_none=True), changes), self.folder, self.origin)
 
     def own_files(self) -> list[Path]:
         """The user's own Python and data files that this scenario names."""
@@ -273,7 +274,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Scenario:
 def parse(content: Mapping[str, Any], folder: Path, origin: str) -> Scenario:
     """A scenario from plain values; `origin` is named in errors."""
     try:
-        return Scenario.model_validate({**content, "folder": folder})
+        return Scenario.model_validate({**content, "folder": folder, "origin": origin})
     except ValidationError as error:
         raise ScenarioError(f"{origin}: {_reason(error)}") from None
 
@@ -289,7 +290,11 @@ def override(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
             if not isinstance(inner, dict):
                 raise ScenarioError(f"{dotted} cannot be set: {name} is not a table")
             table = inner
-        _drop_alternatives(table, ".".join(tables), {last})
+        prefix = ".".join(tables)
+        # One that is set along with this one stays, so that the check refuses both.
+        _drop_alternatives(
+            table, prefix, {key.rpartition(".")[2] for key in changes if key.rpartition(".")[0] == prefix}
+        )
         table[last] = value
     return result
 
@@ -312,8 +317,18 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     parent = content.pop("extends")
     if not isinstance(parent, str):
         raise ScenarioError(f"{path}: extends should be the name or file of one scenario")
+    return _derive(_read(_base(path, parent), (*seen, path.resolve())), content)
+
+
+def _base(path: Path, parent: str) -> Path:
+    """The file that `path` extends: one beside it, else as `locate` finds it."""
     beside = path.parent / parent
-    return _derive(_read(beside if beside.is_file() else locate(parent), (*seen, path.resolve())), content)
+    if beside.is_file():
+        return beside
+    try:
+        return locate(parent)
+    except ScenarioError as error:
+        raise ScenarioError(f"{path}: extends: {error}") from None
 
 
 def _derive(base: dict[str, Any], changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -370,4 +385,4 @@ def _fields(location: Sequence[int | str]) -> list[str]:
         annotation = table.model_fields[str(part)].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         table = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return [name for name in table.model_fields if name != "folder"]
+    return [name for name in table.model_fields if name not in ("folder", "origin")]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedsim.data.federation import Federation
-from fedsim.errors import ScenarioError
 from fedsim.evaluation import better, check_choosing, headline
 from fedsim.problem import Problem
 from fedsim.scenario import Scenario
@@ -48,13 +47,15 @@ class Watch:
 
         Raises:
             ScenarioError: a metric that does not exist or is not a validation metric.
+            PrivacyError: a metric on clients' own rows under privacy.
         """
         place = "central-validation" if len(federation.central["validation"].x) else "client-validation"
         default = f"global/{place}/rows/{headline(federation.task)}"
-        for key, name in (("stop.metric", scenario.stop.metric), ("evaluate.metric", scenario.evaluate.metric)):
-            if name is not None and (reason := check_choosing(name, problem, key)) is not None:
-                raise ScenarioError(f"{key} = {name!r}: {reason}")
-        return cls(scenario, scenario.evaluate.metric or scenario.stop.metric or default)
+        chosen = scenario.evaluate.metric or scenario.stop.metric or default
+        for key, name in (("stop.metric", scenario.stop.metric), ("evaluate.metric", chosen)):
+            if name is not None:
+                check_choosing(name, problem, key, private=scenario.privacy.example is not None)
+        return cls(scenario, chosen)
 
     def after(self, round: int, metrics: Mapping[str, float]) -> Stop | None:
         """Look at a round's metrics; a reason to stop, or None."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedsim.evaluation import headline
 from fedsim.local import Work
+from fedsim.metrics import counted, worst_tenth_by_chance
 from fedsim.parameters import Weights, fingerprint
 from fedsim.privacy.ledger import Ledger, statement
 from fedsim.stopping import Stop, Watch
@@ -143,10 +144,26 @@ def _closing_block(work: Work, values: Mapping[str, Any], ledger: Ledger | None)
         lines.append(f"ended early: {values['stop']['reason']}")
     name, value = headline_figure(work, values["metrics"])
     lines.append(f"{name} (round {values['best_round']}, chosen on validation): {value:.4f}")
+    lines += _worst_lines(work, values["metrics"])
     if ledger is not None:
         lines += statement(ledger.plan, ledger.spent())
     lines += [f"fingerprint {values['fingerprint']}", f"{_short(Path(values['folder']))}/   run.db   model/"]
     return lines
+
+
+def _worst_lines(work: Work, figures: Metrics) -> list[str]:
+    """The worst tenth of clients, and what it would be if all clients were equal."""
+    name = headline(work.federation.task)
+    worst = figures.get(f"global/client-test/worst-10%/{name}")
+    if worst is None:
+        return []
+    sizes = work.federation.offsets[1:] - work.federation.validation_ends
+    trials = sizes[counted(sizes, work.job.scenario.evaluate.min_rows)]
+    line = f"global/client-test/worst-10%/{name}: {worst:.4f} over {len(trials)} clients"
+    if name != "accuracy":
+        return [line]
+    chance = worst_tenth_by_chance(figures["global/client-test/rows/accuracy"], trials, work.job.scenario.seed)
+    return [line, f"  {chance:.4f} by chance, were all clients equal"]
 
 
 def headline_figure(work: Work, metrics: Metrics) -> tuple[str, float]:

@@ -1,10 +1,15 @@
-"""What every test stands on: one torch thread, and the folder of data sets."""
+"""What every test stands on: one torch thread, the folder of data sets, and one Ray for all that need it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from fedsim.engine.ray import RayEngine
 
 torch.set_num_threads(1)
 
@@ -16,3 +21,13 @@ def data_dir() -> Path:
     if not named:
         pytest.skip("FEDSIM_DATA is not set: it names the folder with mnist/, shakespeare/ and other data sets")
     return Path(named)
+
+
+@pytest.fixture(scope="session")
+def ray_engine() -> "Iterator[RayEngine]":
+    """Three Ray workers, started once for the session; `small.with_workers` gives some of them."""
+    from fedsim.engine.ray import RayEngine
+
+    engine = RayEngine(3)
+    yield engine
+    engine.close()

@@ -1,0 +1,140 @@
+"""One scenario, one result to the bit: on any engine, with any number of workers, in any order, after a kill."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fedsim.engine import Engine
+from fedsim.engine.inline import InlineEngine, InlineGrid
+from fedsim.grid import Chunk, ChunkResult, SimulatedGrid
+from fedsim.job import Job
+from tests import small
+
+if TYPE_CHECKING:
+    from fedsim.engine.ray import RayEngine
+
+JOBS: dict[str, small.Changes] = {
+    "plain": {"rounds": 2},
+    "private": small.PRIVATE,
+    "scaffold": {"strategy": {"name": "scaffold"}, "cohort.size": 3},
+    "ditto": {"strategy": {"name": "ditto"}, "train.momentum": 0.9, "cohort.size": 3},
+    "fedrep": {"strategy": {"name": "fedrep"}, "cohort.size": 3},
+    # more clients than chunks, so that several clients share one, and empty cohorts happen
+    "crowd": {
+        "data.partition": {"kind": "iid", "clients": 90},
+        "strategy": {"name": "scaffold"},
+        "cohort": {"poisson": 0.8},
+        "evaluate.clients_every": 0,
+    },
+}
+
+MORTAL = """
+import os
+from pathlib import Path
+from torch import nn
+
+class Mortal(nn.Module):
+    def __init__(self, shape: tuple[int, ...], classes: int, grave: str):
+        super().__init__()
+        self.grave, self.layer = Path(grave), nn.Linear(64, classes)
+
+    def forward(self, x):
+        if self.training and not self.grave.exists():
+            self.grave.touch()
+            os._exit(1)
+        return self.layer(x.flatten(1))
+"""
+
+
+def fingerprint(job: Job, engine: Engine | None = None) -> str:
+    with TemporaryDirectory() as folder:
+        return small.run(job, Path(folder) / "run", engine).fingerprint
+
+
+@cache
+def prepared(name: str) -> Job:
+    return small.job(JOBS[name])
+
+
+@cache
+def inline(name: str) -> str:
+    return fingerprint(prepared(name))
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_ray_gives_the_bits_of_one_process(name: str, ray_engine: "RayEngine") -> None:
+    """Clients' states included: they are kept by the driver and travel to whichever worker is free."""
+    assert fingerprint(prepared(name), ray_engine) == inline(name)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("name", ["plain", "private"])
+def test_bits_do_not_depend_on_workers(name: str, workers: int, ray_engine: "RayEngine") -> None:
+    """Chunks and the order of sums depend on the cohort alone."""
+    assert fingerprint(prepared(name), small.with_workers(ray_engine, workers)) == inline(name)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_second_run_gives_the_same_bits(name: str) -> None:
+    """Also when the job is prepared anew: partition, initial model and noise are drawn from the seed."""
+    assert fingerprint(small.job(JOBS[name])) == inline(name)
+
+
+def test_another_seed_gives_other_bits() -> None:
+    assert fingerprint(small.job({**JOBS["plain"], "seed": 2})) != inline("plain")
+
+
+class BackToFront(InlineEngine):
+    """Does the chunks of every call from the last to the first."""
+
+    def grid(self, job: Job) -> InlineGrid:
+        return BackToFrontGrid(job)
+
+
+class BackToFrontGrid(InlineGrid):
+    def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
+        return super().run_chunks(chunks[::-1], timeout)[::-1]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_order_of_chunks_does_not_matter(name: str) -> None:
+    """A client's work leaves nothing behind in its worker that the next client could see."""
+    assert fingerprint(prepared(name), BackToFront()) == inline(name)
+
+
+def test_a_worker_killed_in_mid_round_changes_nothing(tmp_path: Path, ray_engine: "RayEngine") -> None:
+    """It is replaced, and its chunk run again: no client fails."""
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    grave = tmp_path / "grave"
+    job = small.job({"rounds": 2, "model": {"name": "mortal.py:Mortal", "grave": str(grave)}}, tmp_path)
+    killed = small.run(job, tmp_path / "killed", ray_engine)
+    assert grave.exists()
+    assert killed.fingerprint == fingerprint(job)
+
+
+class Struck:
+    """Ray, one of whose workers is killed when the job has been installed on all."""
+
+    description = "Ray, struck"
+
+    def __init__(self, engine: "RayEngine") -> None:
+        self.engine = engine
+
+    def grid(self, job: Job) -> SimulatedGrid:
+        import ray
+
+        grid = self.engine.grid(job)
+        ray.kill(self.engine.actors[0])
+        return grid
+
+    def close(self) -> None:
+        """The session's Ray goes on."""
+
+
+def test_a_worker_killed_from_outside_changes_nothing(ray_engine: "RayEngine") -> None:
+    """As a system short of memory kills it."""
+    assert fingerprint(prepared("plain"), Struck(ray_engine)) == inline("plain")

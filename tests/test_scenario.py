@@ -1,0 +1,311 @@
+"""Scenarios: deriving, overriding and checking what TOML files say, and writing it back."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsim import scenario as scenarios
+from fedsim.errors import ScenarioError
+from fedsim.scenario import Scenario, load, override, parse
+
+BASE = """
+title = "base"
+seed = 1
+rounds = 3
+
+[data]
+name = "digits"
+partition = { kind = "dirichlet", clients = 10, alpha = 0.3 }
+
+[model]
+name = "cnn"
+preset = "small"
+
+[train]
+learning_rate = 0.5
+batch_size = 8
+epochs = 2
+
+[cohort]
+fraction = 0.5
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write(tmp_path / "base.toml", BASE)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def derived(base: Path, text: str) -> Scenario:
+    """What a scenario beside `base` that extends it comes to."""
+    return load(str(write(base.with_name("derived.toml"), f'extends = "base.toml"\n{text}')))
+
+
+def values(scenario: Scenario) -> dict[str, Any]:
+    """All that a scenario says; not where its file lies."""
+    return scenario.model_dump()
+
+
+def test_a_derived_scenario_changes_what_it_names_and_nothing_else(base: Path) -> None:
+    """Equal to the base with the same keys changed by hand."""
+    changed = derived(base, 'title = "child"\n[train]\nlearning_rate = 0.25\n[data.partition]\nalpha = 2.0')
+    by_hand = BASE.replace('"base"', '"child"').replace("0.5\nb", "0.25\nb").replace("alpha = 0.3", "alpha = 2.0")
+    assert values(changed) == values(load(str(write(base, by_hand))))
+
+
+def test_a_chain_of_extends_applies_the_nearest_last(base: Path) -> None:
+    """A grandchild sees its parent's changes over its grandparent's."""
+    write(base.with_name("child.toml"), 'extends = "base.toml"\nrounds = 4\nseed = 2')
+    grandchild = load(str(write(base.with_name("grandchild.toml"), 'extends = "child.toml"\nrounds = 5')))
+    assert (grandchild.title, grandchild.seed, grandchild.rounds) == ("base", 2, 5)
+
+
+def test_a_shipped_scenario_can_be_extended_by_its_name(tmp_path: Path) -> None:
+    """And the folder for own files is the derived scenario's."""
+    mine = load(str(write(tmp_path / "mine.toml", 'extends = "quickstart"\nseed = 9')))
+    assert values(mine) == values(load("quickstart", ["seed=9"]))
+    assert mine.folder == tmp_path
+
+
+@pytest.mark.parametrize("links", [["a"], ["b", "a"], ["b", "c", "a"]], ids=["itself", "two", "three"])
+def test_a_cycle_of_extends_is_refused(tmp_path: Path, links: list[str]) -> None:
+    for name, parent in zip(["a", *links], links, strict=False):
+        write(tmp_path / f"{name}.toml", f'extends = "{parent}.toml"')
+    with pytest.raises(ScenarioError, match=r"a\.toml: extends leads back to itself"):
+        load(str(tmp_path / "a.toml"))
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        ('"nowhere.toml"', r"mine\.toml: extends: nowhere\.toml: there is no such file"),
+        ('"quikstart"', r"mine\.toml: extends: there is no scenario 'quikstart'\. Did you mean quickstart\?"),
+        ("3", r"mine\.toml: extends should be the name or file of one scenario"),
+    ],
+)
+def test_what_cannot_be_extended_is_named_with_the_file_that_asks(tmp_path: Path, extends: str, message: str) -> None:
+    with pytest.raises(ScenarioError, match=message):
+        load(str(write(tmp_path / "mine.toml", f"extends = {extends}")))
+
+
+@pytest.mark.parametrize(
+    ("text", "table", "expected"),
+    [
+        ('[model]\nname = "mlp"', "model", {"name": "mlp"}),
+        ("[data.partition]\nkind = 'iid'\nclients = 4", "partition", {"kind": "iid", "clients": 4}),
+        ('[model]\nname = "cnn"', "model", {"name": "cnn", "preset": "small"}),
+        (
+            "[data.partition]\nkind = 'dirichlet'",
+            "partition",
+            {"kind": "dirichlet", "clients": 10, "alpha": 0.3},
+        ),
+    ],
+    ids=["other name", "other kind", "same name", "same kind"],
+)
+def test_a_table_that_names_another_function_replaces_the_whole_table(
+    base: Path, text: str, table: str, expected: dict[str, Any]
+) -> None:
+    """The keys of one function mean nothing to another."""
+    scenario = derived(base, text)
+    found = {"model": scenario.model.model_dump(), "partition": scenario.data.partition}[table]
+    assert found == expected
+    assert scenario.data.name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new", "value"),
+    [
+        ("cohort", "fraction", "size", 3),
+        ("cohort", "fraction", "poisson", 0.25),
+        ("train", "epochs", "steps", 7),
+    ],
+)
+def test_setting_one_of_several_alternatives_drops_the_others(
+    base: Path, table: str, old: str, new: str, value: float
+) -> None:
+    """In a derived scenario and by --set alike."""
+    by_file = getattr(derived(base, f"[{table}]\n{new} = {value}"), table)
+    by_set = getattr(load(str(base), [f"{table}.{new}={value}"]), table)
+    assert by_file == by_set
+    assert getattr(by_set, old) is None
+    assert getattr(by_set, new) == value
+
+
+def test_privacy_by_noise_replaces_privacy_by_epsilon() -> None:
+    private = load("quickstart", ["privacy.example.noise_multiplier=1.5"]).privacy.example
+    assert private is not None
+    assert (private.epsilon, private.noise_multiplier, private.max_grad_norm) == (None, 1.5, 1.0)
+
+
+@pytest.mark.parametrize("settings", [["cohort.size=3", "cohort.fraction=0.5"], ["train.steps=3", "train.epochs=1"]])
+def test_two_alternatives_at_once_are_refused(base: Path, settings: list[str]) -> None:
+    """Neither of two wishes is dropped in silence."""
+    with pytest.raises(ScenarioError, match="give"):
+        load(str(base), settings)
+
+
+scalars = st.one_of(st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.text())
+
+
+@given(value=st.one_of(scalars, st.lists(st.integers(0, 9)), st.dictionaries(st.text("ab", min_size=1), scalars)))
+def test_set_takes_any_value_as_toml_writes_it(value: Any) -> None:
+    """Type and value arrive as they were; the model's own keys are checked later."""
+    written = tomli_w.dumps({"value": value}) if not isinstance(value, dict) else f"value = {inline(value)}"
+    found = load("quickstart", [f"model.anything={written.partition('=')[2].strip()}"]).model.settings["anything"]
+    assert (type(found), found) == (type(value), value)
+
+
+def inline(table: dict[str, Any]) -> str:
+    """An inline TOML table."""
+    pairs = [tomli_w.dumps({key: value}).strip() for key, value in table.items()]
+    return "{" + ", ".join(pairs) + "}"
+
+
+@given(word=st.from_regex(r"[a-z][a-z-]{0,20}", fullmatch=True).filter(lambda word: word not in _TOML_WORDS))
+def test_a_bare_word_is_a_string(word: str) -> None:
+    assert load("quickstart", [f"title={word}"]).title == word
+
+
+_TOML_WORDS = {"true", "false", "inf", "nan"}
+
+
+def test_set_reaches_into_tables_and_makes_missing_ones() -> None:
+    changed = load("quickstart", ["data.partition.alpha=1.5", "train.schedule.kind=cosine"])
+    assert changed.data.partition == {"kind": "dirichlet", "clients": 10, "alpha": 1.5}
+    assert changed.train.schedule is not None and changed.train.schedule.kind == "cosine"
+
+
+def test_override_leaves_its_argument_alone() -> None:
+    content = {"train": {"epochs": 1, "inner": {"key": 1}}}
+    assert override(content, {"train.steps": 2, "train.inner.key": 2})["train"] == {"steps": 2, "inner": {"key": 2}}
+    assert content == {"train": {"epochs": 1, "inner": {"key": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.lerning_rate=1.0", r"train\.lerning_rate is not known\. Did you mean learning_rate\?"),
+        ("raunds=3", r"raunds is not known\. Did you mean rounds\?"),
+        ("privacy.example.epsilom=1", r"privacy\.example\.epsilom is not known\. Did you mean epsilon\?"),
+        ("evaluate.zzz=1", r"evaluate\.zzz is not known\. Known: batch_size, clients_every"),
+        ("data.split.cental=0.1", r"data\.split\.cental is not known\. Did you mean central\?"),
+        ("rounds=2.5", r"rounds = 2\.5: input should be a valid integer"),
+        ("rounds=two", r"rounds = 'two': input should be a valid integer"),
+        ("rounds=0", r"rounds = 0: input should be greater than or equal to 1"),
+        ("train.learning_rate='0.1'", r"train\.learning_rate = '0\.1': input should be a valid number"),
+        ("train.learning_rate=nan", r"train\.learning_rate = nan: input should be a finite number"),
+        ("cohort.fraction=0", r"cohort\.fraction = 0: input should be greater than 0"),
+        ("cohort.fraction=1.5", r"cohort\.fraction = 1\.5: input should be less than or equal to 1"),
+        ("train.optimizer=sdg", r"train\.optimizer = 'sdg': input should be 'sgd', 'adam' or 'adamw'"),
+        ("seed=true", r"seed = True: input should be a valid integer"),
+        ("data.split.train=0.9", r"data\.split: train, validation and test must add up to 1"),
+        ("train.learning_rate.x=1", r"train\.learning_rate\.x cannot be set: learning_rate is not a table"),
+        ("stop.at_least=0.9", r"stop: at_least and at_most need metric"),
+        ("rounds", r"--set rounds: write it as key=value"),
+        ("=3", r"--set =3: write it as key=value"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_key_and_remedy(setting: str, message: str) -> None:
+    with pytest.raises(ScenarioError, match=message) as caught:
+        load("quickstart", [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named_with_its_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.toml", BASE.replace("batch_size = 8", ""))
+    with pytest.raises(ScenarioError, match=r"mine\.toml: train\.batch_size is missing"):
+        load(str(path))
+
+
+@pytest.mark.parametrize("content", [b"rounds = ", b"\xff\xfe", b"a = 1\na = 2"], ids=["cut", "no text", "twice"])
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(ScenarioError, match=r"mine\.toml: not valid TOML"):
+        load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("quickstrat", r"there is no scenario 'quickstrat'\. Did you mean quickstart\?"),
+        ("no/such.toml", r"no/such\.toml: there is no such file"),
+    ],
+)
+def test_a_scenario_that_is_not_there_is_named(name: str, message: str) -> None:
+    with pytest.raises(ScenarioError, match=message):
+        load(name)
+
+
+positive = st.floats(1e-6, 1e6)
+alternatives = st.sampled_from(["size", "fraction", "poisson"])
+
+
+@st.composite
+def contents(draw: st.DrawFn) -> dict[str, Any]:
+    """Plain values of a valid scenario, with tables present or absent."""
+    shares = draw(st.sampled_from([(0.7, 0.15, 0.15), (0.5, 0.25, 0.25), (1.0, 0.0, 0.0)]))
+    content: dict[str, Any] = {
+        "title": draw(st.text()),
+        "seed": draw(st.integers(0, 2**63 - 1)),
+        "rounds": draw(st.integers(1, 10**6)),
+        "data": {
+            "name": draw(st.text(min_size=1)),
+            "partition": {"kind": "dirichlet", "clients": 3, "alpha": draw(positive)},
+            "split": dict(zip(("train", "validation", "test"), shares, strict=True)),
+            "path": draw(st.text()),
+        },
+        "model": {"name": "mlp", "hidden": draw(st.lists(st.integers(1, 99), max_size=3))},
+        "train": {
+            "learning_rate": draw(positive),
+            "batch_size": draw(st.integers(1, 99)),
+            draw(st.sampled_from(["epochs", "steps"])): draw(st.integers(1, 9)),
+        },
+    }
+    if draw(st.booleans()):
+        kind = draw(alternatives)
+        content["cohort"] = {kind: 3 if kind == "size" else draw(st.floats(0.01, 1.0))}
+    if draw(st.booleans()):
+        private = {"epsilon": draw(positive), "delta": 1e-5, "max_grad_norm": draw(positive)}
+        content["privacy"] = {"example": private, "without": {"train.learning_rate": draw(positive)}}
+    return content
+
+
+@given(content=contents())
+def test_the_resolved_snapshot_is_the_same_scenario(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
+    """load(snapshot) == scenario, and a snapshot of it is the same text: every default is filled in."""
+    folder = tmp_path_factory.getbasetemp()
+    original = parse(content, folder, "drawn")
+    again = load(str(write(folder / "snapshot.toml", original.to_toml())))
+    assert values(again) == values(original)
+    assert again.to_toml() == original.to_toml()
+
+
+@pytest.mark.parametrize("name", scenarios.shipped())
+def test_snapshots_of_shipped_scenarios_stand_alone(name: str, tmp_path: Path) -> None:
+    """A run folder's scenario.toml needs no other file."""
+    copy = write(tmp_path / "scenario.toml", load(name).to_toml())
+    assert values(load(str(copy))) == values(load(name))
+
+
+def test_changed_is_load_with_the_same_settings() -> None:
+    changes = {"cohort.size": 4, "train.learning_rate": math.pi}
+    assert load("quickstart").changed(changes) == load("quickstart", [f"{k}={v!r}" for k, v in changes.items()])
+
+
+def test_own_files_are_those_that_the_scenario_names_and_that_exist(tmp_path: Path) -> None:
+    write(tmp_path / "net.py", "")
+    write(tmp_path / "rows.csv", "")
+    text = BASE.replace('"cnn"\npreset = "small"', '"net.py:net"').replace('"digits"', '"csv"\npath = "rows.csv"')
+    mine = load(str(write(tmp_path / "mine.toml", text)))
+    assert set(mine.own_files()) == {tmp_path / "rows.csv", tmp_path / "net.py"}
