@@ -24,10 +24,10 @@ def chunk_numbers(rows: Sequence[int]) -> list[int]:
         rows: train rows of each client; chunks get near-equal totals.
 
     Returns:
-        Non-decreasing numbers from 0: a chunk for every client up to 16, then up to 64 chunks of about four
+        Non-decreasing numbers from 0: a chunk for every client up to 16, then up to 64 chunks of about eight
         clients or more. Every chunk has a client.
     """
-    count = min(len(rows), max(FEWEST_CHUNKS, min(MOST_CHUNKS, len(rows) // 4)))
+    count = min(len(rows), max(FEWEST_CHUNKS, min(MOST_CHUNKS, len(rows) // 8)))
     total = sum(rows)
     numbers: list[int] = []
     chunk, seen = 0, 0

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedsim import metrics
+from fedsim import metrics, seeds
 from fedsim.algorithm import Combined, Server
 from fedsim.cohorts import sample
 from fedsim.combiners import Fold, chunk_numbers
@@ -42,7 +42,7 @@ from fedsim.local import Contribution, Received, Work
 from fedsim.metrics import Statistics, add
 from fedsim.parameters import Weights, to_record, view
 from fedsim.records import ClientRow
-from fedsim.states import Kept, State
+from fedsim.states import ContextStates, State
 
 PARTS: Mapping[str, Part] = {"train": "train", "validation": "validation", "test": "test"}
 
@@ -223,7 +223,11 @@ def chunk_program(work: Work) -> ChunkProgram:
             carrier["update"] = ArrayRecord({"vector": Array(running.total.numpy())})
         return ChunkResult(replies, kept)
 
-    return run
+    def preserving(chunk: Chunk) -> ChunkResult:
+        with seeds.preserved():
+            return run(chunk)
+
+    return preserving
 
 
 def client_app(make_work: Callable[[], Work]) -> ClientApp:
@@ -237,8 +241,10 @@ def client_app(make_work: Callable[[], Work]) -> ClientApp:
     def handle(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
         states = ContextStates(context)
-        state = states.get(number, int(setting(message, "accepted-round", 0)))
-        content, contribution = _answer(make_work(), number, message, state)
+        training = message.metadata.message_type == "train"  # no other message names an accepted round
+        state = states.get(number, int(setting(message, "accepted-round", 0))) if training else None
+        with seeds.preserved():
+            content, contribution = _answer(make_work(), number, message, state)
         if contribution is not None:
             states.put(number, int(setting(message, "server-round", 0)), contribution.state)
         return Message(content, reply_to=message)
@@ -246,39 +252,6 @@ def client_app(make_work: Callable[[], Work]) -> ClientApp:
     for register in (app.train(), app.evaluate(), app.query()):
         register(handle)
     return app
-
-
-class ContextStates:
-    """A client's vectors in its own Flower Context, under the rule of `states.ClientStates`."""
-
-    def __init__(self, context: Context) -> None:
-        self._records = context.state
-
-    def get(self, client: int, accepted_round: int) -> State | None:
-        """The state after `accepted_round`, or None before the client's first accepted round."""
-        pending = self._kept("pending")
-        if pending is not None and pending.round == accepted_round:
-            self._keep("accepted", pending)
-        self._records.pop("pending", None)
-        self._records.pop("pending-round", None)
-        accepted = self._kept("accepted")
-        return accepted.state if accepted is not None else None
-
-    def put(self, client: int, round: int, state: State) -> None:
-        """Keep a new state until it is known whether its round was accepted."""
-        if state:
-            self._keep("pending", Kept(round, state))
-
-    def _kept(self, name: str) -> Kept | None:
-        if name not in self._records:
-            return None
-        arrays = self._records.array_records[name]
-        state = {key: torch.from_numpy(view(array).copy()) for key, array in arrays.items()}
-        return Kept(int(self._records.config_records[f"{name}-round"]["round"]), state)  # type: ignore[arg-type]
-
-    def _keep(self, name: str, kept: Kept) -> None:
-        self._records[name] = ArrayRecord({key: Array(vector.numpy()) for key, vector in kept.state.items()})
-        self._records[f"{name}-round"] = ConfigRecord({"round": kept.round})
 
 
 def central_messages(arrays: ArrayRecord, part: CentralPart, rows: int, block: int) -> list[Message]:
@@ -329,7 +302,7 @@ def total_statistics(replies: Sequence[Message]) -> Statistics:
     """
     failed = next((reply for reply in replies if reply.has_error()), None)
     if failed is not None:
-        raise ClientError(f"central evaluation: {failed.error.reason}")
+        raise ClientError(str(failed.error.reason))
     return add(statistics_of(replies))
 
 
@@ -341,19 +314,23 @@ def _answer(work: Work, number: int, message: Message, state: State | None) -> t
     if kind == "query":
         facts = MetricRecord({"number": number, "num-examples": int(work.federation.train_rows[number])})
         return RecordDict({"metrics": facts}), None
+    return _measured(work, number, message), None
+
+
+def _measured(work: Work, number: int, message: Message) -> RecordDict:
     started = time.perf_counter()
-    weights = work.received(message.content.array_records["arrays"])
     part = str(setting(message, "part", "validation"))
-    if kind == "evaluate.central":
+    if message.metadata.message_type == "evaluate.central":
         central = work.federation.central["test" if part == "test" else "validation"]
         block = slice(int(setting(message, "start", 0)), int(setting(message, "stop", len(central.x))))
-        rows = Rows(central.x[block], central.y[block])
+        rows, what = Rows(central.x[block], central.y[block]), f"central {part} set"
     else:
         rows = work.federation.rows(number, PARTS[part])
-    measured = metrics.to_record(work.evaluate(weights, rows))
+        what = f"round {setting(message, 'server-round', 0)}, client {number}"
+    measured = metrics.to_record(work.evaluate(work.received(message.content.array_records["arrays"]), rows, what))
     measured["num-examples"] = len(rows.x)
     measured["seconds"] = time.perf_counter() - started
-    return RecordDict({"metrics": measured}), None
+    return RecordDict({"metrics": measured})
 
 
 def _trained(work: Work, number: int, message: Message, state: State | None) -> tuple[RecordDict, Contribution]:
@@ -365,7 +342,8 @@ def _trained(work: Work, number: int, message: Message, state: State | None) -> 
     reply = str(setting(message, "reply", "model"))
     content = RecordDict()
     if reply == "model":
-        became = Weights(weights.vector + done.vector[: work.layout.size], weights.buffers)
+        size, end = work.layout.size, work.layout.size + work.layout.buffer_size
+        became = Weights(weights.vector + done.vector[:size], weights.buffers + done.vector[size:end])
         content["arrays"] = to_record(work.layout, became)
     elif reply == "update":
         content["update"] = ArrayRecord({"vector": Array(done.vector.numpy())})

@@ -4,6 +4,7 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from fedsim.algorithm import initial
 from fedsim.cohorts import expected_size
@@ -28,7 +29,7 @@ def forecast(work: Work, workers: int) -> list[Line]:
     job, scenario, layout = work.job, work.job.scenario, work.layout
     cohort = expected_size(scenario.cohort.rule, work.federation.clients)
     client_seconds, row_seconds = _measure(work)
-    held_out = sum(len(work.federation.central[part].x) for part in ("validation",))
+    held_out = len(work.federation.central["validation"].x)
     own = int((work.federation.validation_ends - work.federation.train_ends).sum())
     every, clients_every = scenario.evaluate.every, scenario.evaluate.clients_every
     evaluation = row_seconds * (held_out / every + (own / clients_every if clients_every else 0))
@@ -78,6 +79,7 @@ def _epsilon(work: Work) -> Line:
 
 def _measure(work: Work) -> tuple[float, float]:
     """Seconds for a client with the median number of rows, and for evaluating a row."""
+    torch.set_num_threads(1)  # as in a worker
     rows = work.federation.train_rows
     client = int(np.argsort(rows, kind="stable")[len(rows) // 2])
     received = Received(work.initial, initial(work.algorithm.shared, work.initial.vector, work.federation.clients))
@@ -86,7 +88,7 @@ def _measure(work: Work) -> tuple[float, float]:
     work.train(client, 1, received, None)
     trained = time.perf_counter() - started
     started = time.perf_counter()
-    work.evaluate_client(client, "train", work.initial)
+    work.evaluate(work.initial, work.federation.rows(client, "train"), f"client {client}")
     return trained * float(rows.mean() / rows[client]), (time.perf_counter() - started) / int(rows[client])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedsim import seeds
 from fedsim.algorithm import Batch, Coordinates, Correction, LossTerm, Trained, Upload, Vectors, initial
-from fedsim.data.federation import Part, Rows
+from fedsim.data.federation import Rows
 from fedsim.errors import ClientError, FedsimError, one_line
 from fedsim.job import Job, personal_mask
 from fedsim.metrics import Statistics
@@ -96,6 +96,8 @@ class Work:
             received: model and shared vectors.
             state: the client's own vectors, None before its first accepted round.
 
+        Draws from the global generators (dropout) are seeded here; `seeds.preserved` keeps the caller's.
+
         Raises:
             ClientError: names round and client; whatever went wrong in the client's work.
         """
@@ -115,8 +117,8 @@ class Work:
             start[self.personal] = state["personal"]
         client = LocalClient(self, number, round, start, received, state)
         untouched = start._version
-        with seeds.scope(self.job.scenario.seed, "train", round, number):
-            upload = self.algorithm.client(client)
+        seeds.seed_globals(self.job.scenario.seed, "train", round, number)
+        upload = self.algorithm.client(client)
         if start._version != untouched:  # the next client of the chunk reads the same memory
             raise ClientError("the strategy's client half changed local.received in place; compute a new vector")
         kept = dict(upload.state)
@@ -140,14 +142,17 @@ class Work:
         extras = [upload.extra[name] for name in self.algorithm.extra]
         return torch.cat([upload.update, buffers, *extras]) if extras or len(buffers) else upload.update
 
-    def evaluate_client(self, number: int, part: Part, weights: Weights) -> Statistics:
-        """Additive statistics of a model on one part of a client's rows."""
-        return self.evaluate(weights, self.federation.rows(number, part))
+    def evaluate(self, weights: Weights, rows: Rows, what: str) -> Statistics:
+        """Additive statistics of a model on rows.
 
-    def evaluate(self, weights: Weights, rows: Rows) -> Statistics:
-        """Additive statistics of a model on rows."""
+        Raises:
+            ClientError: starts with `what`, the rows' name for people; the model fails on them.
+        """
         self.plain.load(weights)
-        return evaluate(self.plain.module, self.problem, rows.x, rows.y, self.job.scenario.evaluate.batch_size)
+        try:
+            return evaluate(self.plain.module, self.problem, rows.x, rows.y, self.job.scenario.evaluate.batch_size)
+        except Exception as error:
+            raise ClientError(f"{what}: evaluation failed: {one_line(error)}") from error
 
 
 @dataclass
@@ -168,7 +173,7 @@ class LocalClient:
         self.rows = len(data.x)
         self.steps = 0
         self._data = Batch(problem.inputs(data.x), problem.targets(data.y))
-        self._losses = 0.0
+        self._loss_sum = 0.0
         self._noted = 0
         self._passes = 0
         self.buffers = self.message.weights.buffers.clone()
@@ -176,7 +181,7 @@ class LocalClient:
     @property
     def mean_loss(self) -> float:
         """Mean over steps of the batch's mean loss; empty Poisson batches have none."""
-        return self._losses / self._noted if self._noted else math.nan
+        return self._loss_sum / self._noted if self._noted else math.nan
 
     @property
     def advice(self) -> str:
@@ -206,13 +211,35 @@ class LocalClient:
         settings = self.work.train_settings
         flat = self.work.private or self.work.plain
         self._begin(flat, start)
-        params = flat.vector if at is None else start.clone()
         rate = learning_rate(settings, self.round, self.work.job.scenario.rounds)
-        optimizer = make_optimizer(settings, params, rate)
         fixed = self._fixed(trains)
-        gradients = self._private_gradients if self.work.private is not None else self._gradients
+        if settings.plain and self.work.private is None and correct is None and at is None and fixed is None:
+            params, steps = flat.vector, self._descend(flat, rate, loss_term, epochs)
+        else:
+            gradients = self._private_gradients if self.work.private is not None else self._gradients
+            params, steps = self._walk(flat, start, rate, gradients(flat, loss_term, epochs), correct, at, fixed)
+        self.steps += steps
+        self.buffers = flat.buffers.clone()
+        return Trained(params.clone(), steps, rate * effective_steps(steps, settings.momentum))
+
+    def _walk(
+        self,
+        flat: FlatModule,
+        start: Tensor,
+        rate: float,
+        gradients: Iterator[Tensor],
+        correct: Correction | None,
+        at: Callable[[Tensor], Tensor] | None,
+        fixed: Tensor | None,
+    ) -> tuple[Tensor, int]:
+        """Optimiser steps on the flat vector: correct, hold fixed coordinates, clip, step."""
+        settings = self.work.train_settings
+        params = flat.vector if at is None else start.clone()
+        optimizer = make_optimizer(settings, params, rate)
+        if at is not None:
+            flat.vector.copy_(at(params))
         steps = 0
-        for gradient in gradients(flat, loss_term, epochs):
+        for gradient in gradients:
             steps += 1
             step = correct(gradient, params) if correct is not None else gradient
             if fixed is not None:
@@ -221,13 +248,19 @@ class LocalClient:
                 step = step * min(1.0, settings.clip / max(float(step.norm()), 1e-12))
             params.grad = step
             optimizer.step()
-            if fixed is not None:
+            if fixed is not None:  # weight decay moves them too
                 params[fixed] = start[fixed]
             if at is not None:
                 flat.vector.copy_(at(params))
-        self.steps += steps
-        self.buffers = flat.buffers.clone()
-        return Trained(params.clone(), steps, rate * effective_steps(steps, settings.momentum))
+        return params, steps
+
+    def _descend(self, flat: FlatModule, rate: float, loss_term: LossTerm | None, epochs: int | None) -> int:
+        """What `_walk` does for plain SGD, to the bit, without gathering the gradient first."""
+        steps = 0
+        for loss in self._losses(flat, loss_term, epochs):
+            steps += 1
+            flat.descend(loss, rate)
+        return steps
 
     def _begin(self, flat: FlatModule, start: Tensor) -> None:
         self._passes += 1
@@ -248,10 +281,15 @@ class LocalClient:
 
     def _gradients(self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None) -> Iterator[Tensor]:
         """Every step's gradient [D] of the batch's mean loss, at what `flat` then holds."""
+        for loss in self._losses(flat, loss_term, epochs):
+            yield flat.differentiate(loss)
+
+    def _losses(self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None) -> Iterator[Tensor]:
+        """Every batch's mean loss [], at what `flat` then holds."""
         for batch in self._batches(epochs):
             loss = self._batch_losses(flat, batch, loss_term).mean()
             self._note(float(loss.detach()))
-            yield flat.differentiate(loss)
+            yield loss
 
     def _private_gradients(self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None) -> Iterator[Tensor]:
         """Every step's clipped, summed and noised gradient [D] of a Poisson batch."""
@@ -280,7 +318,7 @@ class LocalClient:
     def _note(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise ClientError(f"the loss is not finite in step {self._noted + 1}. {self.advice}")
-        self._losses += loss
+        self._loss_sum += loss
         self._noted += 1
 
     def _batches(self, epochs: int | None) -> Iterator[Batch]:

@@ -113,6 +113,7 @@ class FlatModule:
             view.copy_(parameter.detach())
             parameter.data = view
             parameter.grad = self.gradient[slot.start : slot.stop].view(slot.shape)
+        self._views = [parameter.data for parameter in self._parameters.values()]
         for slot, buffer in zip(self.layout.buffers, self._buffers.values(), strict=True):
             view = self.buffers[slot.start : slot.stop].view(slot.shape)
             view.copy_(buffer)
@@ -131,6 +132,11 @@ class FlatModule:
         """
         parts = torch.autograd.grad(loss, tuple(self._parameters.values()), materialize_grads=True)
         return torch.cat([part.reshape(-1) for part in parts], out=self.gradient)
+
+    def descend(self, loss: Tensor, rate: float) -> None:
+        """One step of plain gradient descent: `vector` -= rate * gradient."""
+        parts = torch.autograd.grad(loss, tuple(self._parameters.values()), materialize_grads=True)
+        torch._foreach_add_(self._views, parts, alpha=-rate)
 
     def check(self) -> None:
         """Raise ModelError when a parameter, gradient or buffer no longer lies on its vector.

@@ -104,6 +104,11 @@ class Train(Table):
             raise ValueError(f"momentum belongs to sgd; {self.optimizer} has its own")
         return self
 
+    @property
+    def plain(self) -> bool:
+        """Whether a step is learning rate times gradient and nothing else."""
+        return self.optimizer == "sgd" and not self.momentum and not self.weight_decay and self.clip is None
+
 
 class Cohort(Table):
     """Who takes part in a round: exactly one of size, fraction, poisson; everyone when none is given."""

@@ -38,20 +38,32 @@ def torch_generator(seed: int, purpose: str, round: int = 0, client: int = 0) ->
     return torch.Generator().manual_seed(integer(seed, purpose, round, client))
 
 
-@contextmanager
-def scope(seed: int, purpose: str, round: int = 0, client: int = 0) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and random inside the block and put them back after it.
+def seed_globals(seed: int, purpose: str, round: int = 0, client: int = 0) -> None:
+    """Seed the global generators of torch, numpy and random; inside `preserved`.
 
     For what draws globally and cannot be told otherwise: `nn.init`, dropout, users' models, stock strategies.
     """
-    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
     value = integer(seed, purpose, round, client)
     torch.default_generator.manual_seed(value)
     np.random.seed(value % 2**32)
     random.seed(value)
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Put the global generators back after the block as they were before it."""
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
     try:
         yield
     finally:
         torch.default_generator.set_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
+
+
+@contextmanager
+def scope(seed: int, purpose: str, round: int = 0, client: int = 0) -> Iterator[None]:
+    """`seed_globals` inside the block, and everything as before after it."""
+    with preserved():
+        seed_globals(seed, purpose, round, client)
+        yield

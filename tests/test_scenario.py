@@ -34,6 +34,7 @@ epochs = 2
 [cohort]
 fraction = 0.5
 """
+TOML_WORDS = {"true", "false", "inf", "nan"}
 
 
 @pytest.fixture
@@ -171,12 +172,9 @@ def inline(table: dict[str, Any]) -> str:
     return "{" + ", ".join(pairs) + "}"
 
 
-@given(word=st.from_regex(r"[a-z][a-z-]{0,20}", fullmatch=True).filter(lambda word: word not in _TOML_WORDS))
+@given(word=st.from_regex(r"[a-z][a-z-]{0,20}", fullmatch=True).filter(lambda word: word not in TOML_WORDS))
 def test_a_bare_word_is_a_string(word: str) -> None:
     assert load("quickstart", [f"title={word}"]).title == word
-
-
-_TOML_WORDS = {"true", "false", "inf", "nan"}
 
 
 def test_set_reaches_into_tables_and_makes_missing_ones() -> None:
