@@ -25,7 +25,7 @@ from fedsim.algorithm import Combined, Server
 from fedsim.cohorts import sample
 from fedsim.combiners import Fold, chunk_numbers
 from fedsim.data.federation import CentralPart, Part, Rows
-from fedsim.errors import ClientError, ScenarioError
+from fedsim.errors import ClientError, ScenarioError, StoppedByPolicy
 from fedsim.evaluation import client_metrics
 from fedsim.grid import (
     CLIENT_FAILED,
@@ -40,7 +40,7 @@ from fedsim.grid import (
 )
 from fedsim.local import Contribution, Received, Work
 from fedsim.metrics import Statistics, add
-from fedsim.parameters import Weights, to_record, view
+from fedsim.parameters import Weights, is_finite, to_record, view
 from fedsim.records import ClientRow
 from fedsim.states import ContextStates, State
 
@@ -115,12 +115,14 @@ class AlgorithmStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold what the cohort sent, in the order of client numbers, and take the server step."""
         numbers = {node: number for number, node in self._nodes.items()}
-        sound = {numbers[reply.metadata.src_node_id]: reply for reply in replies if not reply.has_error()}
+        sound = {numbers[reply.metadata.src_node_id]: reply for reply in replies if self._is_sound(reply)}
         answered = [number for number in self.cohort if number in sound]
         if not answered:
             return None, None
         reported = [_metrics(sound[number]) for number in answered]
         combined = self._combined(answered, sound)
+        if not is_finite(combined):
+            raise StoppedByPolicy(f"round {server_round}: the cohort's sum is not finite; lower train.learning_rate")
         size = self._layout.size
         self.buffers = self.buffers + combined[size : size + self._layout.buffer_size]
         extras = combined[size + self._layout.buffer_size :].split(size)  # type: ignore[no-untyped-call]
@@ -161,6 +163,16 @@ class AlgorithmStrategy(Strategy):
 
     def summary(self) -> None:
         """Nothing: a run's summary comes from its records."""
+
+    def _is_sound(self, reply: Message) -> bool:
+        """Whether a reply counts: no error, an update of the right size, and finite where it is one client's own."""
+        if reply.has_error() or "metrics" not in reply.content.metric_records:
+            return False
+        vector, summed = _vector(reply), bool(_metrics(reply).get("summed"))
+        if vector is None:
+            return summed
+        size = self._layout.size * (1 + len(self.algorithm.extra)) + self._layout.buffer_size
+        return len(vector) == size and (summed or is_finite(vector))
 
     def _weight(self, rows: int) -> float:
         return float(rows) if self.algorithm.weights == "examples" else 1.0

@@ -19,10 +19,10 @@ from fedsim.data.federation import Rows
 from fedsim.errors import ClientError, FedsimError, one_line
 from fedsim.job import Job, personal_mask
 from fedsim.metrics import Statistics
-from fedsim.parameters import FlatModule, Weights, from_record
+from fedsim.optimizers import effective_steps, learning_rate, make_optimizer
+from fedsim.parameters import FlatModule, Weights, from_record, is_finite
 from fedsim.privacy.batches import poisson_batch
 from fedsim.problem import evaluate
-from fedsim.scenario import Schedule, Train
 from fedsim.states import State
 
 
@@ -127,7 +127,7 @@ class Work:
             kept["personal"] = (start + update)[self.personal]
             update = update.masked_fill(self.personal, 0.0)
         vector = self._packed(upload._replace(update=update), client.buffers - received.weights.buffers)
-        if not _finite(vector):
+        if not is_finite(vector):
             raise ClientError(f"the update is not finite after {client.steps} steps. {client.advice}")
         scalars = {name: float(value) for name, value in upload.scalars.items()}
         return Contribution(vector, scalars, kept, client.mean_loss, client.steps)
@@ -343,38 +343,3 @@ def _private_twin(plain: nn.Module, name: str) -> FlatModule:
     from fedsim.privacy.example import private_module  # Opacus takes seconds to import
 
     return private_module(plain, name)
-
-
-def _finite(vector: Tensor) -> bool:
-    """Whether all values are finite; a finite sum says so in one fast pass."""
-    return math.isfinite(float(vector.sum())) or bool(torch.isfinite(vector).all())
-
-
-def make_optimizer(settings: Train, params: Tensor, learning_rate: float) -> torch.optim.Optimizer:
-    """The local optimiser on one flat vector, with fresh state."""
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            [params], learning_rate, settings.momentum, weight_decay=settings.weight_decay, foreach=False
-        )
-    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    return kind([params], learning_rate, weight_decay=settings.weight_decay, foreach=False)
-
-
-def learning_rate(settings: Train, round: int, rounds: int) -> float:
-    """The learning rate of a round (from 1) under the schedule."""
-    schedule: Schedule | None = settings.schedule
-    if schedule is None:
-        return settings.learning_rate
-    if schedule.kind == "cosine":
-        return settings.learning_rate * (1 + math.cos(math.pi * (round - 1) / rounds)) / 2
-    return settings.learning_rate * schedule.factor ** ((round - 1) // schedule.every)
-
-
-def effective_steps(steps: int, momentum: float) -> float:
-    """Sum of the weights with which gradients enter the update: plain SGD's steps, more with momentum.
-
-    A gradient of step t counts (1 - m^(T - t + 1)) / (1 - m) times by the end (Wang et al. 2020, section 4).
-    """
-    if momentum == 0.0:
-        return float(steps)
-    return sum((1 - momentum ** (steps - t)) / (1 - momentum) for t in range(steps))

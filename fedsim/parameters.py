@@ -7,6 +7,7 @@ one subtraction. Integer buffers (batch norm's counter) stay where they are and 
 
 import hashlib
 import io
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -197,6 +198,11 @@ def _gather(slots: Iterable[Slot], arrays: Mapping[str, np.ndarray]) -> np.ndarr
             raise ModelError(f"array {slot.name!r} has shape {arrays[slot.name].shape}, the model needs {slot.shape}")
     pieces = [np.ravel(arrays[slot.name]) for slot in slots]
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
+
+
+def is_finite(vector: Tensor) -> bool:
+    """Whether all values are finite; a finite sum says so in one fast pass."""
+    return math.isfinite(float(vector.sum())) or bool(torch.isfinite(vector).all())
 
 
 def fingerprint(weights: Weights) -> str:

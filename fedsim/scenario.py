@@ -74,6 +74,8 @@ class Model(Named):
 class Strategy(Named):
     """Which federated algorithm; further keys are its hyper-parameters."""
 
+    name: str = "fedavg"
+
 
 class Schedule(Table):
     """How the learning rate changes over rounds."""
@@ -211,7 +213,7 @@ class Scenario(Table):
     data: Data
     model: Model
     train: Train
-    strategy: Strategy = Strategy(name="fedavg")
+    strategy: Strategy = Strategy()
     cohort: Cohort = Cohort()
     privacy: Privacy = Privacy()
     evaluate: Evaluate = Evaluate()

@@ -183,6 +183,12 @@ def test_set_reaches_into_tables_and_makes_missing_ones() -> None:
     assert changed.train.schedule is not None and changed.train.schedule.kind == "cosine"
 
 
+def test_set_reaches_a_strategy_that_no_file_names(base: Path) -> None:
+    """FedAvg is the default, and so are its hyper-parameters' names."""
+    strategy = load(str(base), ["strategy.weights=uniform"]).strategy
+    assert (strategy.name, strategy.settings) == ("fedavg", {"weights": "uniform"})
+
+
 def test_override_leaves_its_argument_alone() -> None:
     content = {"train": {"epochs": 1, "inner": {"key": 1}}}
     assert override(content, {"train.steps": 2, "train.inner.key": 2})["train"] == {"steps": 2, "inner": {"key": 2}}
