@@ -149,17 +149,17 @@ def main() -> NoReturn:
     """The `fedsim` command: a user's mistake is one line and a status, never a traceback."""
     logging.basicConfig(level=logging.WARNING, format="note: %(message)s")
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False) or 0  # typer gives a command's early exit, and Ctrl-C, as a number
     except FedsimError as error:
         _fail(str(error), error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", 130)
-    sys.exit(0)
+        status = 130
+    if status == 130:
+        _fail("interrupted", status)
+    sys.exit(status)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -25,7 +25,7 @@ from fedsim.algorithm import Combined, Server
 from fedsim.cohorts import sample
 from fedsim.combiners import Fold, chunk_numbers
 from fedsim.data.federation import CentralPart, Part, Rows
-from fedsim.errors import ClientError, ScenarioError, StoppedByPolicy
+from fedsim.errors import ClientError, FedsimError, ScenarioError, StoppedByPolicy
 from fedsim.evaluation import client_metrics
 from fedsim.grid import (
     CLIENT_FAILED,
@@ -221,7 +221,7 @@ def chunk_program(work: Work) -> ChunkProgram:
             number = client_number(message)
             try:
                 content, contribution = _answer(work, number, message, chunk.states.get(number))
-            except ClientError as error:
+            except FedsimError as error:
                 replies.append(failure(message, CLIENT_FAILED, str(error)))
                 continue
             if contribution is not None:

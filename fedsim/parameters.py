@@ -145,14 +145,16 @@ class FlatModule:
         `.to()`, `channels_last`, deepcopy and assignments in a user's model detach silently.
         """
         step = self.vector.element_size()
+        used = {id(tensor) for tensor in (*self.module.parameters(), *self.module.buffers())}
         for slot, parameter in zip(self.layout.parameters, self._parameters.values(), strict=True):
             grad = parameter.grad
-            if parameter.data_ptr() != self.vector.data_ptr() + slot.start * step or (
-                grad is None or grad.data_ptr() != self.gradient.data_ptr() + slot.start * step
-            ):
+            on_vector = parameter.data_ptr() == self.vector.data_ptr() + slot.start * step
+            on_gradient = grad is not None and grad.data_ptr() == self.gradient.data_ptr() + slot.start * step
+            if not (on_vector and on_gradient and id(parameter) in used):
                 raise ModelError(f"parameter {slot.name!r} left the flat vector; do not reassign it or its grad")
         for slot, buffer in zip(self.layout.buffers, self._buffers.values(), strict=True):
-            if buffer.numel() and buffer.data_ptr() != self.buffers.data_ptr() + slot.start * step:
+            on_vector = not buffer.numel() or buffer.data_ptr() == self.buffers.data_ptr() + slot.start * step
+            if not (on_vector and id(buffer) in used):
                 raise ModelError(f"buffer {slot.name!r} left the flat vector; update it in place")
 
 

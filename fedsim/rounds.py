@@ -253,12 +253,13 @@ class Run:
         reasons = [reply.error.reason for reply in replies if reply.has_error()]
         if not reasons:
             return None
-        self._failures = [Event("client failed", str(reason)) for reason in reasons]
-        if len(reasons) == len(replies):
+        everyone, fails = len(reasons) == len(replies), self.scenario.cohort.on_client_error == "fail"
+        if not everyone and not fails:
+            return None
+        self._failures = [Event("client failed", str(reason)) for reason in reasons]  # no round will record them
+        if everyone:
             return Stop("failure", f"round {number}: all {len(replies)} clients failed, e.g. {reasons[0]}", failed=True)
-        if self.scenario.cohort.on_client_error == "fail":
-            return Stop("failure", f"{reasons[0]} (cohort.on_client_error is fail)", failed=True)
-        return None
+        return Stop("failure", f"{reasons[0]} (cohort.on_client_error is fail)", failed=True)
 
     def _validate(self, number: int, rows: list[ClientRow]) -> dict[str, float]:
         """The round's validation metrics; clients' own rows are added to `rows`."""

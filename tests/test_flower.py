@@ -20,10 +20,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedsim import registry
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import ScenarioError
-from fedsim.flower import AlgorithmStrategy, ContextStates, client_app
+from fedsim.flower import AlgorithmStrategy, client_app
 from fedsim.grid import FIRST_NODE
 from fedsim.local import Work
 from fedsim.parameters import Weights, fingerprint, from_record, to_record
+from fedsim.states import ContextStates
 from tests import flower_simulation, small
 
 ROOT = Path(__file__).resolve().parent.parent

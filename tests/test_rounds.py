@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import fedsim
-from fedsim.errors import RunFolderError, ScenarioError, StoppedByPolicy
+from fedsim.engine.inline import InlineEngine
+from fedsim.errors import Interrupted, RunFolderError, ScenarioError, StoppedByPolicy
 from fedsim.progress import Silent
 from fedsim.records import Records, RoundRecord
 from fedsim.rounds import fast, run_job
@@ -117,7 +118,7 @@ def test_on_client_error_fail_ends_the_run_and_keeps_what_was_committed(out: Pat
     committed = len(records.rounds())
     assert 0 < committed < 50
     assert f"keeps {committed} committed rounds" in str(stopped.value)
-    assert {row.client for row in records.clients()} == set(range(4)) or failures(records) == []
+    assert failures(records) == [], "the round that it spoiled is not committed"
     events = {event.kind: event.message for event in records.events()}
     assert f"client {small.ODD}" in events["client failed"]
     assert records.summary()["status"] == "stopped"
@@ -161,12 +162,13 @@ def test_epsilon_of_the_summary_is_what_was_asked_for_at_most(out: Path) -> None
     assert any(f"epsilon {printed} at delta 0.001" in line for line in result.lines)
 
 
-def test_clients_that_fail_have_spent_their_epsilon(out: Path) -> None:
-    """Noise was drawn and rows were read before the failure; charging at selection is the safe side."""
+def test_clients_that_fail_have_spent_their_epsilon(out: Path, tmp_path: Path) -> None:
+    """Rows may have been read before the failure; charging at selection is the safe side."""
+    (tmp_path / "raising.py").write_text(RAISING)
     privacy = {"noise_multiplier": 1.0, "delta": 1e-3, "max_grad_norm": 1.0}
-    changes = {**small.POINTS, "privacy.example": privacy, "data.split.central": 0.2}
-    job = small.job(changes, data=small.points(HUGE))
-    small.run(job, out)
+    model = {"name": "raising.py:Raising", "when": "training"}
+    changes = {**small.POINTS, "privacy.example": privacy, "data.split.central": 0.2, "model": model}
+    small.run(small.job(changes, tmp_path, data=small.points(1.0)), out)
     records = open_run(out)
     assert {client for _, client, _ in failures(records)} == {small.ODD}
     assert {row.client: row.participations for row in records.privacy()} == dict.fromkeys(range(4), 3)
@@ -336,9 +338,6 @@ class Interrupting(Silent):
 
 
 def test_an_interrupted_run_says_what_stays(out: Path) -> None:
-    from fedsim.engine.inline import InlineEngine
-    from fedsim.errors import Interrupted
-
     with pytest.raises(Interrupted, match="keeps 2 committed rounds"):
         run_job(small.job({"rounds": 9}), InlineEngine(), out, Interrupting())
     assert [row.number for row in open_run(out).rounds()] == [1, 2]

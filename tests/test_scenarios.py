@@ -50,7 +50,7 @@ def assert_runs(scenario: Scenario, data_dir: Path | None, place: Path) -> None:
     ("name", "smaller"), [("text-lstm", LSTM), ("text-transformer", TRANSFORMER)], ids=["lstm", "transformer"]
 )
 def test_a_small_text_model_knows_more_than_pairs_of_bytes(name: str, smaller: list[str], tmp_path: Path) -> None:
-    """The claim of the next test, on a sixteenth of the text and with a sixth of the parameters."""
+    """The claim of the next test, on a sixteenth of the text with fewer parameters."""
     scenario = load(name, [*SMALL_TEXT, *smaller])
     assert bits(run(scenario, out=tmp_path / "run")) < bigram_bits(scenario)
 

@@ -6,9 +6,11 @@ there once. A worker that dies is replaced and its chunk run again, which gives 
 
 import logging
 import os
+import signal
+import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -154,14 +156,32 @@ class RayGrid(SimulatedGrid):
 
 def _start_ray(workers: int) -> None:
     """Ray without dashboard, log lines or a look at other clusters on this machine."""
-    ray.init(
-        address="local",
-        num_cpus=workers,
-        include_dashboard=False,
-        configure_logging=True,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    with _interrupts_deferred():
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done: half-started, Ray could not stop all that it started."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
+        yield
+        return
+    pressed = threading.Event()
+    usual = signal.signal(signal.SIGINT, lambda *_: pressed.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if pressed.is_set():
+        ray.shutdown()
+        raise KeyboardInterrupt
 
 
 def _lost(chunk: Chunk, reason: str) -> ChunkResult:

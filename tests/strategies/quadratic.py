@@ -107,9 +107,7 @@ def simulate(
     return server
 
 
-def combine(
-    algorithm: Algorithm, chosen: Sequence[Quadratic], uploads: Sequence[Upload], population: int
-) -> Combined:
+def combine(algorithm: Algorithm, chosen: Sequence[Quadratic], uploads: Sequence[Upload], population: int) -> Combined:
     """The weighted mean of updates and extras."""
     rows = [client.rows if algorithm.weights == "examples" else 1 for client in chosen]
     weights = torch.tensor(rows, dtype=torch.float64) / sum(rows)

@@ -1,0 +1,210 @@
+"""What `local.train` promises to a client half, tried with small client halves on real rows."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsim.algorithm import Algorithm, Batch, Local, Upload, add_update
+from fedsim.errors import ClientError
+from fedsim.local import Contribution, Received, Work
+from fedsim.optimizers import effective_steps, learning_rate
+from fedsim.scenario import Schedule, Train
+from tests import small
+
+
+def probe(half: Callable[[Local], Upload], *, personal: str | None = None, **changes: Any) -> tuple[Work, Contribution]:
+    """One client's round under a client half of the test's own."""
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    strategy = {"strategy": {"name": "fedrep"}} if personal else {}
+    work = Work(small.job({**strategy, **dotted}))
+    work.algorithm = Algorithm("probe", half, add_update, personal=personal)
+    return work, work.train(0, 1, Received(work.initial, {}), None)
+
+
+def plain(local: Local) -> Upload:
+    return Upload(local.train(local.received).params - local.received)
+
+
+def test_steps_and_the_sum_of_step_sizes() -> None:
+    """ceil(rows / batch) steps an epoch, or as many as are asked for."""
+    seen: dict[str, float] = {}
+
+    def half(local: Local) -> Upload:
+        trained = local.train(local.received)
+        seen.update(steps=trained.steps, size=trained.step_size, rows=local.rows)
+        return Upload(trained.params - local.received)
+
+    probe(half, train__epochs=3)
+    assert seen["steps"] == 3 * math.ceil(seen["rows"] / 32)
+    assert seen["size"] == pytest.approx(0.2 * seen["steps"])
+    probe(half, train__steps=5)
+    assert seen["steps"] == 5
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_effective_steps_say_how_far_a_constant_gradient_goes(momentum: float) -> None:
+    """Wang et al. 2020, section 4; the oracle is torch's own SGD."""
+    point = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD([point], lr=0.1, momentum=momentum)
+    for _ in range(7):
+        point.grad = torch.ones_like(point)
+        optimizer.step()
+    assert float(point.detach()) == pytest.approx(-0.1 * effective_steps(7, momentum))
+
+
+def test_a_correction_enters_every_step() -> None:
+    """With plain SGD, the constant gradient 1 moves every coordinate by the rate, step after step."""
+    work, done = probe(
+        lambda local: Upload(
+            local.train(local.received, correct=lambda gradient, params: torch.ones_like(params)).params
+            - local.received
+        )
+    )
+    assert torch.allclose(done.vector, torch.full_like(work.initial.vector, -0.2 * done.steps), atol=1e-5)
+
+
+def test_the_point_of_the_gradient_can_be_another() -> None:
+    """`at` a fixed point: every step has the gradient of that point, so one batch a round gives equal steps."""
+    seen: list[Tensor] = []
+
+    def half(local: Local) -> Upload:
+        def note(gradient: Tensor, params: Tensor) -> Tensor:
+            seen.append(gradient.clone())
+            return gradient
+
+        trained = local.train(local.received, correct=note, at=lambda params: local.received)
+        return Upload(trained.params - local.received)
+
+    _, done = probe(half, train__batch_size=10_000, train__epochs=3)
+    assert torch.allclose(done.vector, -0.2 * torch.stack(seen).sum(0), atol=1e-6)
+    assert all((gradient - seen[0]).norm() < 1e-5 for gradient in seen)
+
+
+def test_a_loss_term_has_its_gradient_added() -> None:
+    """mu/2 |w - w0|^2 as a term is mu (w - w0) as a correction (FedProx, in two spellings)."""
+
+    def as_term(local: Local) -> Upload:
+        def term(model: nn.Module, params: Tensor, batch: Batch) -> Tensor:
+            flat = nn.utils.parameters_to_vector(model.parameters())
+            return (((flat - local.received) ** 2).sum() / 2).expand(len(batch.targets))
+
+        return Upload(local.train(local.received, loss_term=term).params - local.received)
+
+    def as_correction(local: Local) -> Upload:
+        def correct(gradient: Tensor, params: Tensor) -> Tensor:
+            return gradient + params - local.received
+
+        return Upload(local.train(local.received, correct=correct).params - local.received)
+
+    term, correction = (probe(half)[1].vector for half in (as_term, as_correction))
+    assert (term - correction).norm() <= 1e-5 * correction.norm()
+    assert (term - probe(plain)[1].vector).norm() > 1e-3 * correction.norm()
+
+
+@pytest.mark.parametrize("trains", ["shared", "personal"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_does_not_train_keeps_its_value_exactly(trains: Any, optimizer: str) -> None:
+    """Under weight decay and momentum too."""
+    seen: dict[str, Tensor] = {}
+
+    def half(local: Local) -> Upload:
+        params = local.train(local.received, trains=trains).params
+        seen.update(start=local.received, end=params)
+        return Upload(params - local.received)
+
+    settings = {"train__optimizer": optimizer, "train__learning_rate": 0.01, "train__weight_decay": 0.1}
+    work, _ = probe(half, personal="head.*", **settings)
+    assert work.personal is not None
+    moved = seen["start"] != seen["end"]
+    still = work.personal if trains == "shared" else ~work.personal
+    assert not (moved & still).any()
+    assert (moved & ~still).any()
+
+
+def test_clipping_bounds_every_step() -> None:
+    """With one step of plain SGD the update is no longer than rate times clip."""
+    _, clipped = probe(plain, train__steps=1, train__clip=0.01)
+    assert clipped.vector.norm() == pytest.approx(0.2 * 0.01, rel=1e-3)
+
+
+def test_the_start_is_not_changed() -> None:
+    def half(local: Local) -> Upload:
+        start = torch.zeros_like(local.received)
+        local.train(start)
+        assert not start.any()
+        return plain(local)
+
+    probe(half)
+
+
+def test_the_loss_is_the_mean_over_train_rows() -> None:
+    seen: list[float] = []
+
+    def half(local: Local) -> Upload:
+        seen.append(float(local.loss(local.received)))
+        return plain(local)
+
+    work, _ = probe(half)
+    net = work.job.build_model()
+    rows = work.federation.rows(0, "train")
+    expected = nn.functional.cross_entropy(net(torch.tensor(rows.x)), torch.tensor(rows.y))
+    assert seen == [pytest.approx(float(expected.detach()), rel=1e-5)]
+
+
+def test_the_loss_is_refused_under_privacy() -> None:
+    """Epsilon covers clipped and noised gradients, and nothing else that reads rows."""
+    privacy = {"noise_multiplier": 1.0, "delta": 1e-3, "max_grad_norm": 1.0}
+
+    def half(local: Local) -> Upload:
+        local.loss(local.received)
+        return plain(local)
+
+    with pytest.raises(ClientError, match="not covered by privacy"):
+        probe(half, privacy__example=privacy)
+
+
+def test_a_client_half_that_changes_what_it_received_fails() -> None:
+    """The next client of the chunk reads the same memory."""
+
+    def half(local: Local) -> Upload:
+        local.received.add_(1.0)
+        return plain(local)
+
+    with pytest.raises(ClientError, match="in place"):
+        probe(half)
+
+
+def test_an_update_that_is_not_finite_is_a_failure() -> None:
+    with pytest.raises(ClientError, match="round 1, client 0: the update is not finite"):
+        probe(lambda local: Upload(local.received / 0.0))
+
+
+def test_whatever_a_client_half_raises_names_round_and_client() -> None:
+    def half(local: Local) -> Upload:
+        raise KeyError("control")
+
+    with pytest.raises(ClientError, match="round 1, client 0: KeyError: 'control'"):
+        probe(half)
+
+
+def test_a_small_client_trains_on_one_batch() -> None:
+    """Fewer rows than a batch are no error."""
+    _, done = probe(plain, train__batch_size=100_000)
+    assert done.steps == 1
+
+
+def test_schedules() -> None:
+    """Steps multiply by a factor; the cosine begins at the full rate and ends just above nothing."""
+    base = Train(learning_rate=0.8, batch_size=1)
+    step = base.model_copy(update={"schedule": Schedule(kind="step", every=2, factor=0.5)})
+    assert [learning_rate(step, number, 6) for number in range(1, 7)] == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2]
+    cosine = base.model_copy(update={"schedule": Schedule(kind="cosine")})
+    rates = [learning_rate(cosine, number, 10) for number in range(1, 11)]
+    assert rates[0] == 0.8
+    assert rates == sorted(rates, reverse=True)
+    assert rates[5] == pytest.approx(0.4)
+    assert 0 < rates[-1] < 0.03
