@@ -166,7 +166,7 @@ class AlgorithmStrategy(Strategy):
 
     def _is_sound(self, reply: Message) -> bool:
         """Whether a reply counts: no error, an update of the right size, and finite where it is one client's own."""
-        if reply.has_error() or "metrics" not in reply.content.metric_records:
+        if reply.has_error() or not isinstance(reply.content.get("metrics"), MetricRecord):
             return False
         vector, summed = _vector(reply), bool(_metrics(reply).get("summed"))
         if vector is None:
@@ -339,7 +339,7 @@ def _measured(work: Work, number: int, message: Message) -> RecordDict:
     else:
         rows = work.federation.rows(number, PARTS[part])
         what = f"round {setting(message, 'server-round', 0)}, client {number}"
-    measured = metrics.to_record(work.evaluate(work.received(message.content.array_records["arrays"]), rows, what))
+    measured = metrics.to_record(work.evaluate(work.received(_arrays(message, "arrays")), rows, what))
     measured["num-examples"] = len(rows.x)
     measured["seconds"] = time.perf_counter() - started
     return RecordDict({"metrics": measured})
@@ -347,8 +347,8 @@ def _measured(work: Work, number: int, message: Message) -> RecordDict:
 
 def _trained(work: Work, number: int, message: Message, state: State | None) -> tuple[RecordDict, Contribution]:
     started = time.perf_counter()
-    weights = work.received(message.content.array_records["arrays"])
-    shared = message.content.array_records.get("shared", ArrayRecord())
+    weights = work.received(_arrays(message, "arrays"))
+    shared = _arrays(message, "shared")
     vectors = {name: torch.from_numpy(view(array).copy()) for name, array in shared.items()}
     done = work.train(number, int(setting(message, "server-round", 0)), Received(weights, vectors), state)
     reply = str(setting(message, "reply", "model"))
@@ -383,9 +383,17 @@ def _training_figures(reported: Sequence[MetricRecord]) -> MetricRecord:
 
 
 def _metrics(reply: Message) -> MetricRecord:
-    return reply.content.metric_records["metrics"]
+    metrics = reply.content["metrics"]
+    assert isinstance(metrics, MetricRecord)
+    return metrics
 
 
 def _vector(reply: Message) -> Tensor | None:
-    record = reply.content.array_records.get("update")
-    return torch.from_numpy(view(record["vector"])) if record is not None else None
+    record = _arrays(reply, "update")
+    return torch.from_numpy(view(record["vector"])) if "vector" in record else None
+
+
+def _arrays(message: Message, name: str) -> ArrayRecord:
+    """A message's arrays, empty if it has none of that name; `array_records` would copy them at every call."""
+    record = message.content.get(name)
+    return record if isinstance(record, ArrayRecord) else ArrayRecord()

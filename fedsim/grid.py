@@ -117,8 +117,8 @@ def client_number(message: Message) -> int:
 
 def setting(message: Message, name: str, default: int | float | str) -> int | float | str:
     """A scalar of the message's "config" record."""
-    config = message.content.config_records.get("config", ConfigRecord())
-    value = config.get(name, default)
+    config = message.content.get("config")  # `config_records` would copy all records at every call
+    value = config.get(name, default) if isinstance(config, ConfigRecord) else default
     return value if isinstance(value, int | float | str) else default
 
 
