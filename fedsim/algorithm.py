@@ -27,16 +27,17 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-LossTerm = Callable[[nn.Module, Tensor, Batch], Tensor]
-"""(model, its parameters [D], batch) -> [B], added to each example's loss."""
+LossTerm = Callable[[nn.Module, Batch], Tensor]
+"""(model, batch) -> [B], added to each example's loss; its gradient flows through the model's parameters."""
 
 
 class Trained(NamedTuple):
-    """What `train` returns: parameters [D], number of steps, and the sum of effective step sizes."""
+    """What `train` returns: parameters [D], number of steps, the sum of effective step sizes, buffers [E]."""
 
     params: Tensor
     steps: int
     step_size: float
+    buffers: Tensor
 
 
 class Local(Protocol):
@@ -80,12 +81,21 @@ class Local(Protocol):
 
 
 class Upload(NamedTuple):
-    """What a client half returns; `state` stays with the client."""
+    """What a client half returns; `state` stays with the client.
+
+    Attributes:
+        update: [D].
+        extra: the algorithm's extra vectors, [D] each.
+        scalars: [] each.
+        state: what the client keeps.
+        buffers: [E] floating buffers to average; by default those of the last `train`.
+    """
 
     update: Tensor
     extra: Vectors = {}
     scalars: Vectors = {}
     state: Vectors = {}
+    buffers: Tensor | None = None
 
 
 class Server(NamedTuple):
@@ -134,7 +144,7 @@ class Algorithm:
         server_state: tensors of the server, by name, each with its first value.
         extra: names of the vectors in `Upload.extra`, always sent.
         personal: pattern of parameter names whose values stay with each client.
-        optimizers: local optimisers that the theory covers.
+        optimizers: local optimisers that the theory covers; "plain sgd" is sgd without momentum, decay or clip.
         private: why uploads stay private when gradients are clipped and noised; empty: no such argument
             is made and `[privacy.example]` is refused. A private algorithm calls `local.train` once.
     """

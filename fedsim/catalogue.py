@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedsim import registry, scenario
+from fedsim import registry
 from fedsim.data.partition import KINDS
 from fedsim.errors import ScenarioError
+from fedsim.scenario import load
+from fedsim.scenario_files import shipped
 
 FILLED_IN = {"folders", "pool", "shape", "classes", "task"}
 """Parameters that the platform fills in."""
@@ -46,9 +48,8 @@ def _partitions() -> Iterable[Entry]:
 
 
 def _scenarios() -> Iterable[Entry]:
-    for name in scenario.shipped():
-        loaded = scenario.load(name)
-        yield Entry(name, loaded.title, {})
+    for name in shipped():
+        yield Entry(name, load(name).title, {})
 
 
 def _entry(name: str, function: Callable[..., Any], documented: object) -> Entry:

@@ -15,7 +15,7 @@ UNFINISHED = ".tmp"
 
 
 def named_tensors(layout: Layout, weights: Weights, prefix: str = "") -> dict[str, Tensor]:
-    """The model by parameter and buffer name, in layout order: what `load_state_dict` takes.
+    """The model by parameter and buffer name, in layout order.
 
     Args:
         layout: where each tensor lies.
@@ -27,6 +27,20 @@ def named_tensors(layout: Layout, weights: Weights, prefix: str = "") -> dict[st
         for slots, vector in ((layout.parameters, weights.vector), (layout.buffers, weights.buffers))
         for slot in slots
     }
+
+
+def save_model(
+    path: Path, layout: Layout, weights: Weights, constants: Mapping[str, Tensor], notes: Mapping[str, str]
+) -> None:
+    """Write a whole model for its users, as `load_state_dict` takes it.
+
+    Args:
+        path: the file.
+        layout, weights: what is trained, and the floating buffers.
+        constants: frozen parameters and integer buffers by name, which no round changes.
+        notes: the file's own metadata.
+    """
+    save(path, {**constants, **named_tensors(layout, weights)}, notes)
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:

@@ -6,12 +6,15 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import click
 import typer
 
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, ScenarioError
+
+if TYPE_CHECKING:
+    from fedsim.scenario import Scenario
 
 app = typer.Typer(
     help="Federated learning: run scenarios, compare strategies, deploy to real clients.",
@@ -46,16 +49,17 @@ def run(
     from fedsim.progress import Lines
     from fedsim.scenario import load
 
+    if sum([dry_run, fast_check, out is not None]) > 1:
+        raise ScenarioError("give one of --dry-run, --fast-check and --out: the first two leave no run folder")
     loaded = load(scenario, [*settings, *([f"engine.kind={engine}"] if engine else [])])
-    progress = Lines(sys.stderr if as_json else sys.stdout)
+    stream = sys.stderr if as_json else sys.stdout
     if dry_run:
         _print_forecast(rounds.forecast(loaded, data_dir), as_json)
     elif fast_check:
-        with tempfile.TemporaryDirectory() as place:
-            result = rounds.run(rounds.fast(loaded), data_dir=data_dir, out=Path(place) / "run", progress=progress)
-        _tell({"scenario": scenario, "ok": True, "fingerprint": result.fingerprint}, "the scenario runs", as_json)
+        fingerprint = _check(loaded, data_dir, stream)
+        _tell({"scenario": scenario, "ok": True, "fingerprint": fingerprint}, "the scenario runs", as_json)
     else:
-        result = rounds.run(loaded, data_dir=data_dir, out=out, progress=progress)
+        result = rounds.run(loaded, data_dir=data_dir, out=out, progress=Lines(stream))
         if as_json:
             _print_json(result.values)
 
@@ -160,6 +164,22 @@ def main() -> NoReturn:
     if status == 130:
         _fail("interrupted", status)
     sys.exit(status)
+
+
+def _check(scenario: "Scenario", data_dir: Path | None, stream: TextIO) -> str:
+    """Run a scenario cut short in a folder that does not stay; the model's fingerprint."""
+    from fedsim import rounds
+    from fedsim.progress import Lines
+
+    class Passing(Lines):
+        """Without a closing block, which would name that folder."""
+
+        def end(self, lines: Sequence[str]) -> None:
+            self.phase("")
+
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "run"
+        return rounds.run(rounds.fast(scenario), data_dir=data_dir, out=out, progress=Passing(stream)).fingerprint
 
 
 def _fail(message: str, status: int) -> NoReturn:

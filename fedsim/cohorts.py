@@ -45,7 +45,15 @@ def expected_size(rule: CohortRule, population: int) -> float:
     return float(_fixed_size(rule, population))
 
 
-def sample(rule: CohortRule, seed: int, round: int, participations: np.ndarray, limit: int | None) -> list[int]:
+def sample(
+    rule: CohortRule,
+    seed: int,
+    round: int,
+    participations: np.ndarray,
+    limit: int | None,
+    *,
+    able: np.ndarray | None = None,
+) -> list[int]:
     """Draw a round's cohort.
 
     Args:
@@ -54,12 +62,15 @@ def sample(rule: CohortRule, seed: int, round: int, participations: np.ndarray, 
         round: number of the round.
         participations: [K] rounds each client has been charged for.
         limit: clients with this many leave the population before the draw; None keeps all.
+        able: [K] bool, the clients that can take part at all, those with train rows; None for all.
 
     Returns:
         Sorted client numbers. All that remain, where fewer than a fixed size do; `poisson` may draw nobody.
     """
     population = len(participations)
-    remains = np.ones(population, dtype=bool) if limit is None else participations < limit
+    remains = np.ones(population, dtype=bool) if able is None else able
+    if limit is not None:
+        remains = remains & (participations < limit)
     generator = seeds.numpy_generator(seed, "cohort", round)
     if rule.poisson is not None:
         cohort = np.flatnonzero((generator.random(population) < rule.poisson) & remains)
@@ -71,15 +82,25 @@ def sample(rule: CohortRule, seed: int, round: int, participations: np.ndarray, 
     return numbers
 
 
-def participation_limit(rule: CohortRule, population: int, rounds: int, exceed: float = 0.01) -> int:
+def participation_limit(
+    rule: CohortRule, population: int, rounds: int, exceed: float = 0.01, *, able: int | None = None
+) -> int:
     """The smallest number of participations that at most a share `exceed` of clients goes beyond.
 
     Participations of one client are Binomial(rounds, p) with p = 1 under `fraction = 1.0`, where the answer
     is `rounds`. At least 1, since a limit of 0 would let nobody take part.
+
+    Args:
+        rule: the cohort rule.
+        population: K, by which a fraction is turned into a size.
+        rounds: of the run.
+        exceed: share of clients, in (0, 1).
+        able: how many of the K can take part, at least 1; a fixed size falls on them alone. None for all.
     """
     from scipy import stats
 
-    share = rule.poisson if rule.poisson is not None else _fixed_size(rule, population) / population
+    size, drawn_from = expected_size(rule, population), population if able is None else able
+    share = rule.poisson if rule.poisson is not None else min(1.0, size / drawn_from)
     return max(1, int(stats.binom.ppf(1 - exceed, rounds, share)))
 
 

@@ -1,4 +1,4 @@
-"""What a run's bits may depend on besides its scenario: packages, processor, threads and data."""
+"""What a run's bits may depend on besides its scenario: packages, processor, threads, data and code."""
 
 import importlib.metadata
 import platform
@@ -8,15 +8,17 @@ from typing import Any
 import torch
 
 
-def environment(data_digest: str) -> dict[str, Any]:
+def environment(data_digest: str, *, corpus: str, model: str) -> dict[str, Any]:
     """This machine and process, as `environment.json` keeps them.
 
     Args:
         data_digest: SHA-256 of the federation's rows.
+        corpus: name of the data that were used; a Python caller may have put them in the scenario's place.
+        model: where the model that was used is to be found; likewise.
 
     Returns:
         Plain values: Python and package versions, platform, processor, the vector instructions that torch
-        uses, torch's threads, names of GPUs, and the data's digest.
+        uses, torch's threads, names of GPUs, the model, and the data's name and digest.
     """
     return {
         "python": platform.python_version(),
@@ -25,6 +27,8 @@ def environment(data_digest: str) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
+        "model": model,
+        "corpus": corpus,
         "data_sha256": data_digest,
         "packages": packages(),
     }

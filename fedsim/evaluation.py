@@ -1,27 +1,29 @@
 """From summed statistics to metrics under their full names."""
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from fedsim.data.corpus import Task
-from fedsim.data.federation import CentralPart, Part
+from fedsim.data.federation import CentralPart, Federation, Part
 from fedsim.errors import PrivacyError, ScenarioError
 from fedsim.metrics import (
     LOWER_IS_BETTER,
     HeldOut,
+    MetricName,
     Statistics,
     add,
+    counted,
     mean_over_clients,
     parse_name,
     with_full_names,
     worst_tenth,
 )
 from fedsim.problem import Problem
+from fedsim.scenario import Scenario
 
 CLIENT_SETS: Mapping[Part, HeldOut] = {"validation": "client-validation", "test": "client-test"}
 CENTRAL_SETS: Mapping[CentralPart, HeldOut] = {"validation": "central-validation", "test": "central-test"}
-Direction = Literal["higher", "lower"]
 
 
 def central_metrics(problem: Problem, statistics: Statistics, part: CentralPart) -> dict[str, float]:
@@ -60,27 +62,63 @@ def better(metric: str, value: float, than: float) -> bool:
     return math.isnan(than) or (value < than if name in LOWER_IS_BETTER else value > than)
 
 
-def check_choosing(name: str, problem: Problem, key: str, *, private: bool) -> None:
+def default_metric(scenario: Scenario, federation: Federation) -> str | None:
+    """The metric that chooses where a scenario names none; None where nothing is measured on validation rows."""
+    names = [
+        MetricName("global", data, "rows", headline(federation.task))
+        for data in (CENTRAL_SETS["validation"], CLIENT_SETS["validation"])
+    ]
+    return next((str(name) for name in names if _unmeasured(name, scenario, federation) is None), None)
+
+
+def check_choosing(name: str, key: str, scenario: Scenario, problem: Problem, federation: Federation) -> None:
     """Check a metric that is to decide when a run stops or which round is best.
 
     Args:
         name: its full name.
-        problem: whose metrics there are.
         key: the scenario's key, for messages.
-        private: whether clients' rows are protected; then only the server's own data may decide.
+        scenario: says what is measured. Under privacy only the server's own data may decide.
+        problem: whose metrics there are.
+        federation: in which there are validation rows, or are none.
 
     Raises:
-        ScenarioError: there is no such metric, or it is for reporting only.
+        ScenarioError: there is no such metric, it is for reporting only, or this run would never compute it.
         PrivacyError: it reads rows that epsilon does not cover.
     """
-    data = parse_name(name, problem.metric_names(), key).data
+    known = problem.metric_names()
+    if close := difflib.get_close_matches(name, known, n=1) if "/" not in name else []:
+        full = f"global/{CENTRAL_SETS['validation']}/rows/{close[0]}"
+        raise ScenarioError(f"{key}: there is no metric {name!r}. Did you mean {full}?")
+    metric = parse_name(name, known, key)
+    data = metric.data
     if not data.endswith("-validation"):
         raise ScenarioError(f"{key} = {name!r}: {data} is for reporting; use {data.replace('test', 'validation')}")
-    if private and not data.startswith("central-"):
+    if scenario.privacy.example is not None and not data.startswith("central-"):
         raise PrivacyError(
             f"{key} = {name!r} reads clients' own rows, and what it decides is not covered by epsilon; "
             "choose by central-validation (data.split.central above 0)"
         )
+    if (reason := _unmeasured(metric, scenario, federation)) is not None:
+        raise ScenarioError(f"{key} = {name!r} is never measured: {reason}")
+
+
+def _unmeasured(metric: MetricName, scenario: Scenario, federation: Federation) -> str | None:
+    """Why a run does not compute a validation metric, and what to change; None where it does."""
+    if metric.model == "personal":
+        return "this version evaluates the global model alone; use global/..."
+    if metric.data == "central-validation":
+        return None if len(federation.central["validation"].x) else "no rows are held out; raise data.split.central"
+    if not scenario.evaluate.clients_every:
+        return "evaluate.clients_every is 0; set it to 1"
+    rows = federation.validation_ends - federation.train_ends
+    if not rows.any():
+        return "clients have no validation rows; raise data.split.validation"
+    number, least = int(counted(rows, scenario.evaluate.min_rows).sum()), scenario.evaluate.min_rows
+    if metric.weighting == "worst-10%" and number < 10:
+        return (
+            f"ten clients need evaluate.min_rows = {least} validation rows, and {number} have them; use weighting rows"
+        )
+    return None
 
 
 def _defined(values: Mapping[str, float]) -> dict[str, float]:

@@ -8,9 +8,8 @@ A round's messages, one per client of the cohort:
           "sum"     "update" only in the last sound reply of a chunk: the chunk's weighted sum
 """
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from fedsim.algorithm import Combined, Server
 from fedsim.cohorts import sample
 from fedsim.combiners import Fold, chunk_numbers
 from fedsim.data.federation import CentralPart, Part, Rows
-from fedsim.errors import ClientError, FedsimError, ScenarioError, StoppedByPolicy
+from fedsim.errors import FedsimError, ScenarioError, StoppedByPolicy, one_line
 from fedsim.evaluation import client_metrics
 from fedsim.grid import (
     CLIENT_FAILED,
@@ -39,9 +38,8 @@ from fedsim.grid import (
     setting,
 )
 from fedsim.local import Contribution, Received, Work
-from fedsim.metrics import Statistics, add
 from fedsim.parameters import Weights, is_finite, to_record, view
-from fedsim.records import ClientRow
+from fedsim.replies import arrays_of, metrics_of, statistics_of, training_figures, vector_of
 from fedsim.states import ContextStates, State
 
 PARTS: Mapping[str, Part] = {"train": "train", "validation": "validation", "test": "test"}
@@ -67,6 +65,7 @@ class AlgorithmStrategy(Strategy):
         self.cohort: list[int] = []
         self._problem, self._layout, self._federation = work.problem, work.layout, job.federation
         self._rule, self._seed = job.scenario.cohort.rule, job.scenario.seed
+        self._able = job.federation.train_rows > 0
         self._limit = job.privacy.max_participations if job.privacy is not None else None
         self._min_rows = job.scenario.evaluate.min_rows
         self._accepted = np.zeros(job.federation.clients, dtype=np.int64)
@@ -89,7 +88,7 @@ class AlgorithmStrategy(Strategy):
     ) -> list[Message]:
         """Sample the cohort and address a message to each of its clients."""
         nodes = self._nodes or self._find_nodes(grid)
-        self.cohort = sample(self._rule, self._seed, server_round, self.participations, self._limit)
+        self.cohort = sample(self._rule, self._seed, server_round, self.participations, self._limit, able=self._able)
         self.participations[self.cohort] += 1
         shared = ArrayRecord({name: Array(vector.numpy()) for name, vector in self.server.shared.items()})
         rows = [int(self._federation.train_rows[number]) for number in self.cohort]
@@ -119,7 +118,7 @@ class AlgorithmStrategy(Strategy):
         answered = [number for number in self.cohort if number in sound]
         if not answered:
             return None, None
-        reported = [_metrics(sound[number]) for number in answered]
+        reported = [metrics_of(sound[number]) for number in answered]
         combined = self._combined(answered, sound)
         if not is_finite(combined):
             raise StoppedByPolicy(f"round {server_round}: the cohort's sum is not finite; lower train.learning_rate")
@@ -127,18 +126,20 @@ class AlgorithmStrategy(Strategy):
         self.buffers = self.buffers + combined[size : size + self._layout.buffer_size]
         extras = combined[size + self._layout.buffer_size :].split(size)  # type: ignore[no-untyped-call]
         names = [key for key in reported[0] if key.startswith("scalar/")]
-        self.server = self.algorithm.server(
-            self.server._replace(round=server_round),
-            Combined(
-                update=combined[:size],
-                extra=dict(zip(self.algorithm.extra, extras, strict=False)),
-                scalars={name.removeprefix("scalar/"): torch.tensor([m[name] for m in reported]) for name in names},
-                numbers=torch.tensor(answered),
-                share_of_population=len(answered) / self._federation.clients,
-            ),
+        cohort = Combined(
+            update=combined[:size],
+            extra=dict(zip(self.algorithm.extra, extras, strict=False)),
+            scalars={name.removeprefix("scalar/"): torch.tensor([m[name] for m in reported]) for name in names},
+            numbers=torch.tensor(answered),
+            share_of_population=len(answered) / self._federation.clients,
         )
+        try:
+            self.server = self.algorithm.server(self.server._replace(round=server_round), cohort)
+        except Exception as error:
+            reason = one_line(error)
+            raise StoppedByPolicy(f"round {server_round}: the strategy's server half failed: {reason}") from error
         self._accepted[answered] = server_round
-        return to_record(self._layout, self.weights), _training_figures(reported)
+        return to_record(self._layout, self.weights), training_figures(reported)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -168,7 +169,7 @@ class AlgorithmStrategy(Strategy):
         """Whether a reply counts: no error, an update of the right size, and finite where it is one client's own."""
         if reply.has_error() or not isinstance(reply.content.get("metrics"), MetricRecord):
             return False
-        vector, summed = _vector(reply), bool(_metrics(reply).get("summed"))
+        vector, summed = vector_of(reply), bool(metrics_of(reply).get("summed"))
         if vector is None:
             return summed
         size = self._layout.size * (1 + len(self.algorithm.extra)) + self._layout.buffer_size
@@ -181,13 +182,13 @@ class AlgorithmStrategy(Strategy):
         """[D + E + extras] what the cohort's contributions become."""
         weights = {number: self._weight(int(self._federation.train_rows[number])) for number in answered}
         if not self.algorithm.linear:
-            updates = torch.stack([vector for number in answered if (vector := _vector(sound[number])) is not None])
+            updates = torch.stack([vector for number in answered if (vector := vector_of(sound[number])) is not None])
             return self.algorithm.combine(updates, torch.tensor(list(weights.values())))
         chunks = chunk_numbers([int(self._federation.train_rows[number]) for number in self.cohort])
         folds = [Fold() for _ in range(chunks[-1] + 1)]
         for number, chunk in zip(self.cohort, chunks, strict=True):
-            if number in sound and (vector := _vector(sound[number])) is not None:
-                folds[chunk].add(vector, 1.0 if _metrics(sound[number])["summed"] else weights[number])
+            if number in sound and (vector := vector_of(sound[number])) is not None:
+                folds[chunk].add(vector, 1.0 if metrics_of(sound[number])["summed"] else weights[number])
         total = Fold()
         for fold in folds:
             if fold.total is not None:
@@ -203,7 +204,7 @@ class AlgorithmStrategy(Strategy):
         queries = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
         for reply in grid.send_and_receive(messages=queries):
             if not reply.has_error():
-                self._nodes[int(_metrics(reply)["number"])] = reply.metadata.src_node_id  # type: ignore[arg-type]
+                self._nodes[int(metrics_of(reply)["number"])] = reply.metadata.src_node_id  # type: ignore[arg-type]
         if absent := sorted(set(range(self._federation.clients)) - set(self._nodes)):
             raise ScenarioError(f"clients {', '.join(map(str, absent[:5]))} have no node; start one for each client")
         return self._nodes
@@ -276,48 +277,6 @@ def central_messages(arrays: ArrayRecord, part: CentralPart, rows: int, block: i
     ]
 
 
-def client_row(round: int, message: Message, reply: Message, work: Work) -> ClientRow:
-    """What is recorded of one client's part in a round."""
-    training = message.metadata.message_type == "train"
-    figures = MetricRecord() if reply.has_error() else _metrics(reply)
-    values = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
-    if not training and not reply.has_error():
-        values["loss"] = work.problem.metrics(metrics.from_record(figures))["loss"]
-    loss = values.get("loss", math.nan)
-    number = client_number(message)
-    return ClientRow(
-        round=round,
-        client=number,
-        phase="train" if training else "evaluate",
-        status="failed" if reply.has_error() else "ok",
-        rows=int(values.get("num-examples", work.federation.train_rows[number] if training else 0)),
-        loss=loss if math.isfinite(loss) else None,
-        steps=int(values.get("steps", 0)),
-        seconds=values.get("seconds", 0.0),
-        bytes_down=work.bytes_down(training),
-        bytes_up=work.bytes_up if training and not reply.has_error() else 0,
-        error=reply.error.reason if reply.has_error() else None,
-        metrics={key.removeprefix("scalar/"): value for key, value in values.items() if key.startswith("scalar/")},
-    )
-
-
-def statistics_of(replies: Iterable[Message]) -> list[Statistics]:
-    """The additive statistics in sound evaluation replies, in order."""
-    return [metrics.from_record(_metrics(reply)) for reply in replies if not reply.has_error()]
-
-
-def total_statistics(replies: Sequence[Message]) -> Statistics:
-    """The sum of all blocks' statistics.
-
-    Raises:
-        ClientError: a block could not be measured.
-    """
-    failed = next((reply for reply in replies if reply.has_error()), None)
-    if failed is not None:
-        raise ClientError(str(failed.error.reason))
-    return add(statistics_of(replies))
-
-
 def _answer(work: Work, number: int, message: Message, state: State | None) -> tuple[RecordDict, Contribution | None]:
     """One message's work: the reply's content, and what training gave."""
     kind = message.metadata.message_type
@@ -339,7 +298,7 @@ def _measured(work: Work, number: int, message: Message) -> RecordDict:
     else:
         rows = work.federation.rows(number, PARTS[part])
         what = f"round {setting(message, 'server-round', 0)}, client {number}"
-    measured = metrics.to_record(work.evaluate(work.received(_arrays(message, "arrays")), rows, what))
+    measured = metrics.to_record(work.evaluate(work.received(arrays_of(message, "arrays")), rows, what))
     measured["num-examples"] = len(rows.x)
     measured["seconds"] = time.perf_counter() - started
     return RecordDict({"metrics": measured})
@@ -347,8 +306,8 @@ def _measured(work: Work, number: int, message: Message) -> RecordDict:
 
 def _trained(work: Work, number: int, message: Message, state: State | None) -> tuple[RecordDict, Contribution]:
     started = time.perf_counter()
-    weights = work.received(_arrays(message, "arrays"))
-    shared = _arrays(message, "shared")
+    weights = work.received(arrays_of(message, "arrays"))
+    shared = arrays_of(message, "shared")
     vectors = {name: torch.from_numpy(view(array).copy()) for name, array in shared.items()}
     done = work.train(number, int(setting(message, "server-round", 0)), Received(weights, vectors), state)
     reply = str(setting(message, "reply", "model"))
@@ -371,29 +330,3 @@ def _trained(work: Work, number: int, message: Message, state: State | None) -> 
         }
     )
     return content, done
-
-
-def _training_figures(reported: Sequence[MetricRecord]) -> MetricRecord:
-    """Rows of all clients, and their mean training loss by rows (of those that took a step)."""
-    pairs = [(int(metrics["num-examples"]), float(metrics["loss"])) for metrics in reported]  # type: ignore[arg-type]
-    stepped = [(rows, loss) for rows, loss in pairs if math.isfinite(loss)]
-    total = sum(rows for rows, _ in stepped)
-    loss = sum(rows * loss for rows, loss in stepped) / total if total else math.nan
-    return MetricRecord({"num-examples": sum(rows for rows, _ in pairs), "loss": loss})
-
-
-def _metrics(reply: Message) -> MetricRecord:
-    metrics = reply.content["metrics"]
-    assert isinstance(metrics, MetricRecord)
-    return metrics
-
-
-def _vector(reply: Message) -> Tensor | None:
-    record = _arrays(reply, "update")
-    return torch.from_numpy(view(record["vector"])) if "vector" in record else None
-
-
-def _arrays(message: Message, name: str) -> ArrayRecord:
-    """A message's arrays, empty if it has none of that name; `array_records` would copy them at every call."""
-    record = message.content.get(name)
-    return record if isinstance(record, ArrayRecord) else ArrayRecord()

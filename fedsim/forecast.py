@@ -4,11 +4,11 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from fedsim.algorithm import initial
 from fedsim.cohorts import expected_size
-from fedsim.local import Received, Work
+from fedsim.local import Received, Work, one_thread
+from fedsim.privacy.accountant import rounded_up
 
 
 class Line(NamedTuple):
@@ -71,17 +71,18 @@ def _epsilon(work: Work) -> Line:
     assert plan is not None
     epsilon = plan.epsilon
     text = (
-        f"{epsilon:.3f} at delta {plan.delta:g} after {plan.max_participations} participations "
-        f"(noise multiplier {plan.noise_multiplier:.3f})"
+        f"{rounded_up(epsilon, 3)} at delta {plan.delta:g} after {plan.max_participations} participations "
+        f"(noise multiplier {plan.noise_multiplier:.3f}, zero-out)"
     )
     return Line("epsilon", epsilon, text)
 
 
+@one_thread()
 def _measure(work: Work) -> tuple[float, float]:
     """Seconds for a client with the median number of rows, and for evaluating a row."""
-    torch.set_num_threads(1)  # as in a worker
     rows = work.federation.train_rows
-    client = int(np.argsort(rows, kind="stable")[len(rows) // 2])
+    able = np.flatnonzero(rows)
+    client = int(able[np.argsort(rows[able], kind="stable")[len(able) // 2]])
     received = Received(work.initial, initial(work.algorithm.shared, work.initial.vector, work.federation.clients))
     work.train(client, 1, received, None)  # the first pass also pays for allocations
     started = time.perf_counter()
@@ -89,7 +90,7 @@ def _measure(work: Work) -> tuple[float, float]:
     trained = time.perf_counter() - started
     started = time.perf_counter()
     work.evaluate(work.initial, work.federation.rows(client, "train"), f"client {client}")
-    return trained * float(rows.mean() / rows[client]), (time.perf_counter() - started) / int(rows[client])
+    return trained * float(rows[able].mean() / rows[client]), (time.perf_counter() - started) / int(rows[client])
 
 
 def _size(count: float) -> str:

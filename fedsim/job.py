@@ -5,7 +5,8 @@ which builds model and algorithm from it by itself; the federation's arrays are 
 """
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from fedsim.algorithm import Algorithm
 from fedsim.data.build import build
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.data.federation import Federation
-from fedsim.errors import ModelError, PrivacyError, ScenarioError
+from fedsim.errors import FedsimError, ScenarioError
 from fedsim.model import check_model, make_model, model_name
 from fedsim.parameters import Layout, layout_of
 from fedsim.privacy.plan import ExamplePrivacy, Plan, plan
@@ -76,14 +77,13 @@ def prepare(
     Raises:
         FedsimError: the first thing that does not fit, in one line.
     """
-    try:
+    with named(scenario.origin):
         return _prepared(scenario, folders, model, data)
-    except (ScenarioError, ModelError, PrivacyError) as error:
-        raise type(error)(f"{scenario.origin}: {error}") from error
 
 
 def _prepared(scenario: Scenario, folders: Folders, model: ModelSource | None, data: CorpusSource | None) -> Job:
-    federation = federate(scenario, folders, data)
+    federation = _federated(scenario, folders, data)
+    check_cohort(scenario, federation.clients)
     source = model if model is not None else scenario.model.name
     module = _model(scenario, source, federation)
     problem = problem_for(federation.task, federation.classes)
@@ -101,6 +101,20 @@ def _prepared(scenario: Scenario, folders: Folders, model: ModelSource | None, d
 
 def federate(scenario: Scenario, folders: Folders, data: CorpusSource | None = None) -> Federation:
     """The scenario's corpus, split and partitioned."""
+    with named(scenario.origin):
+        return _federated(scenario, folders, data)
+
+
+@contextmanager
+def named(origin: str) -> Iterator[None]:
+    """Say in which scenario a mistake was made."""
+    try:
+        yield
+    except FedsimError as error:
+        raise type(error)(f"{origin}: {error}") from error
+
+
+def _federated(scenario: Scenario, folders: Folders, data: CorpusSource | None) -> Federation:
     corpus = data(folders) if data is not None else _corpus(scenario, folders)
     split = scenario.data.split
     return build(
@@ -121,16 +135,26 @@ def algorithm_of(scenario: Scenario) -> Algorithm:
     """
     table = scenario.strategy
     function = registry.find("fedsim.strategies", table.name, scenario.folder, "strategy.name")
-    arguments = registry.bind(function, table.settings, "strategy")
+    arguments = registry.bind(function, table.settings, "strategy", own=type(table).model_fields)
     algorithm = registry.call(function, f"strategy {table.name}", **arguments)
     if not isinstance(algorithm, Algorithm):
         raise ScenarioError(f"strategy.name: {table.name} returned {type(algorithm).__name__}, not an Algorithm")
     return algorithm
 
 
+def check_cohort(scenario: Scenario, clients: int) -> None:
+    """Refuse a cohort of more clients than there are."""
+    size = scenario.cohort.size
+    if size is not None and size > clients:
+        raise ScenarioError(
+            f"cohort.size = {size}: the number of clients is {clients}; lower it, or leave it out for everyone"
+        )
+
+
 def check_algorithm(algorithm: Algorithm, scenario: Scenario, layout: Layout) -> None:
     """Refuse combinations that the algorithm's theory or its privacy do not cover."""
-    if scenario.train.optimizer not in algorithm.optimizers:
+    train = scenario.train
+    if train.optimizer not in algorithm.optimizers and not (train.plain and "plain sgd" in algorithm.optimizers):
         allowed = ", ".join(algorithm.optimizers)
         raise ScenarioError(
             f"train.optimizer = {scenario.train.optimizer!r} does not go with strategy {algorithm.name!r}, "
@@ -164,7 +188,7 @@ def _model(scenario: Scenario, source: ModelSource, federation: Federation) -> n
 def _corpus(scenario: Scenario, folders: Folders) -> Corpus:
     table = scenario.data
     function = registry.find("fedsim.data.sources", table.name, scenario.folder, "data.name")
-    arguments = registry.bind(function, table.settings, "data", reserved=("folders",))
+    arguments = registry.bind(function, table.settings, "data", reserved=("folders",), own=type(table).model_fields)
     corpus = registry.call(function, f"data {table.name}", folders=folders, **arguments)
     if not isinstance(corpus, Corpus):
         raise ScenarioError(f"data.name: {table.name} returned {type(corpus).__name__}, not a Corpus")

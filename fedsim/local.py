@@ -6,6 +6,7 @@ vectors. What a client half of `strategies/` sees is `LocalClient`.
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,7 +68,6 @@ class Work:
         self.initial = Weights(self.plain.vector, self.plain.buffers).clone()
         pattern = self.algorithm.personal
         self.personal = personal_mask(self.layout, pattern) if pattern is not None else None
-
         self._latest: tuple[ArrayRecord, Weights] | None = None
 
     def bytes_down(self, training: bool) -> int:
@@ -103,34 +103,51 @@ class Work:
         """
         try:
             return self._train(number, round, received, state)
-        except (ClientError, FedsimError) as error:
+        except FedsimError as error:
             raise ClientError(f"round {round}, client {number}: {error}") from error
         except Exception as error:
             raise ClientError(f"round {round}, client {number}: {one_line(error)}") from error
 
     def _train(self, number: int, round: int, received: Received, state: State | None) -> Contribution:
-        if state is None:
-            state = self._first_state()
         start = received.weights.vector
+        own = {name: vector.clone() for name, vector in (state or self._first_state()).items()}
         if self.personal is not None:
             start = start.clone()
-            start[self.personal] = state["personal"]
-        client = LocalClient(self, number, round, start, received, state)
+            start[self.personal] = own["personal"]
+        client = LocalClient(self, number, round, start, received, own)
         untouched = start._version
         seeds.seed_globals(self.job.scenario.seed, "train", round, number)
         upload = self.algorithm.client(client)
         if start._version != untouched:  # the next client of the chunk reads the same memory
             raise ClientError("the strategy's client half changed local.received in place; compute a new vector")
+        self._check_shapes(upload)
         kept = dict(upload.state)
         update = upload.update
         if self.personal is not None:
             kept["personal"] = (start + update)[self.personal]
             update = update.masked_fill(self.personal, 0.0)
-        vector = self._packed(upload._replace(update=update), client.buffers - received.weights.buffers)
+        buffers = client.buffers if upload.buffers is None else upload.buffers
+        vector = self._packed(upload._replace(update=update), self._change(received.weights.buffers, buffers))
         if not is_finite(vector):
             raise ClientError(f"the update is not finite after {client.steps} steps. {client.advice}")
         scalars = {name: float(value) for name, value in upload.scalars.items()}
         return Contribution(vector, scalars, kept, client.mean_loss, client.steps)
+
+    def _check_shapes(self, upload: Upload) -> None:
+        """A vector of another shape would be broadcast into the cohort's sum."""
+        vectors = {"update": upload.update, **{f"extra {name!r}": upload.extra[name] for name in self.algorithm.extra}}
+        for name, vector in vectors.items():
+            if vector.shape != (self.layout.size,):
+                raise ClientError(f"the strategy's {name} has shape {list(vector.shape)}, not [{self.layout.size}]")
+
+    def _change(self, before: Tensor, after: Tensor) -> Tensor:
+        """[E] by which floating buffers changed; none under privacy, which covers clipped gradients alone.
+
+        An unchanged value counts as 0 even where it is infinite (a mask).
+        """
+        if self.private is not None:
+            return torch.zeros_like(before)
+        return torch.where(after == before, torch.zeros_like(before), after - before)
 
     def _first_state(self) -> State:
         first = initial(self.algorithm.client_state, self.initial.vector, self.federation.clients)
@@ -139,6 +156,7 @@ class Work:
         return first
 
     def _packed(self, upload: Upload, buffers: Tensor) -> Tensor:
+        """[D + E + extras] one vector of all that is summed."""
         extras = [upload.extra[name] for name in self.algorithm.extra]
         return torch.cat([upload.update, buffers, *extras]) if extras or len(buffers) else upload.update
 
@@ -195,7 +213,8 @@ class LocalClient:
             raise ClientError("the loss on a client's rows is not covered by privacy.example")
         self.work.plain.load(Weights(params, self.buffers))
         with torch.no_grad():
-            return self.work.problem.losses(self.work.plain.module(self._data.inputs), self._data.targets).mean()
+            output = self.work.plain.module(self._data.inputs.clone())  # a model may work in place
+            return self.work.problem.losses(output, self._data.targets).mean()
 
     def train(
         self,
@@ -218,9 +237,10 @@ class LocalClient:
         else:
             gradients = self._private_gradients if self.work.private is not None else self._gradients
             params, steps = self._walk(flat, start, rate, gradients(flat, loss_term, epochs), correct, at, fixed)
+        flat.check()
         self.steps += steps
         self.buffers = flat.buffers.clone()
-        return Trained(params.clone(), steps, rate * effective_steps(steps, settings.momentum))
+        return Trained(params.clone(), steps, rate * effective_steps(steps, settings.momentum), self.buffers)
 
     def _walk(
         self,
@@ -295,12 +315,14 @@ class LocalClient:
         """Every step's clipped, summed and noised gradient [D] of a Poisson batch."""
         from fedsim.privacy.example import clipped_gradient_sum, forget, noisy_gradient
 
+        if epochs is not None:
+            raise ClientError("privacy.example charges the scenario's epochs; the strategy asks for its own")
         plan = self.work.job.privacy
         assert plan is not None
         seed, round, number = self.work.job.scenario.seed, self.round, self.number
         rate, divisor = float(plan.rates[number]), float(plan.divisors[number])
         draws = seeds.numpy_generator(seed, "poisson batches", round, number)
-        noise = seeds.torch_generator(seed, "gradient noise", round, number)
+        noise = seeds.numpy_generator(seed, "gradient noise", round, number)
         forget(flat)
         for _ in range(int(plan.steps[number])):
             rows = torch.from_numpy(poisson_batch(self.rows, rate, draws))
@@ -313,7 +335,7 @@ class LocalClient:
 
     def _batch_losses(self, flat: FlatModule, batch: Batch, loss_term: LossTerm | None) -> Tensor:
         losses = self.work.problem.losses(flat.module(batch.inputs), batch.targets)
-        return losses if loss_term is None else losses + loss_term(flat.module, flat.vector, batch)
+        return losses if loss_term is None else losses + loss_term(flat.module, batch)
 
     def _note(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -327,7 +349,8 @@ class LocalClient:
         size = settings.batch_size
         limit = settings.steps if epochs is None and settings.steps else None
         wanted = limit or (epochs or settings.epochs or 1) * -(-self.rows // size)
-        order = seeds.numpy_generator(self.work.job.scenario.seed, "batches", self.round, self.number)
+        purpose = "batches" if self._passes == 1 else f"batches of pass {self._passes}"
+        order = seeds.numpy_generator(self.work.job.scenario.seed, purpose, self.round, self.number)
         taken = 0
         while taken < wanted:
             rows = torch.from_numpy(order.permutation(self.rows))
@@ -337,6 +360,17 @@ class LocalClient:
                     break
                 taken += 1
                 yield Batch(inputs[start : start + size], targets[start : start + size])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread inside the block, wherever bits matter: more would bracket sums otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _private_twin(plain: nn.Module, name: str) -> FlatModule:

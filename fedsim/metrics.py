@@ -160,7 +160,7 @@ def worst_tenth_by_chance(accuracy: float, trials: Sequence[int] | np.ndarray, s
     For text the trials are bytes, which are not independent, so that the true figure lies somewhat lower.
 
     Args:
-        accuracy: pooled over the counted clients, in [0, 1].
+        accuracy: that all clients would share: pooled over everybody's rows, in [0, 1].
         trials: [n] rows (or bytes) of each counted client, all >= 1.
         seed: of the run.
 

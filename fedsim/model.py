@@ -49,7 +49,7 @@ def make_model(
     name = model_name(model)
     factory = _factory(model, folder)
     known = {"shape": shape, "classes": classes, "task": task}
-    bound = registry.bind(factory, settings, "model", reserved=known)
+    bound = registry.bind(factory, settings, "model", reserved=known, own=("name",))
     wanted = inspect.signature(factory).parameters
     with seeds.scope(seed, "model"):
         built = _build(factory, name, {**{key: known[key] for key in known if key in wanted}, **bound})
@@ -63,6 +63,23 @@ def model_name(model: str | Factory) -> str:
     return model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
 
 
+def model_reference(model: str | Factory) -> str:
+    """Where a model is to be found again: the scenario's word for it, or module:qualname of a Python object."""
+    if isinstance(model, str):
+        return model
+    definition = _definition(model)
+    return f"{definition.__module__}:{definition.__qualname__}"
+
+
+def model_files(model: str | Factory) -> list[Path]:
+    """The file in which a Python object was written, if it is in one; the scenario knows those that it names."""
+    try:
+        file = None if isinstance(model, str) else inspect.getsourcefile(_definition(model))
+    except (TypeError, OSError):  # compiled, or typed at a prompt
+        file = None
+    return [Path(file)] if file is not None and Path(file).is_file() else []
+
+
 def check_model(name: str, module: nn.Module, problem: Problem, x: np.ndarray | Tensor, y: np.ndarray | Tensor) -> None:
     """Try a model on the first two rows, in evaluation mode and without gradients.
 
@@ -71,11 +88,17 @@ def check_model(name: str, module: nn.Module, problem: Problem, x: np.ndarray | 
     """
     with torch.no_grad(), evaluating(module):
         try:
-            output = module(problem.inputs(x[:2]))
+            output = module(problem.inputs(x[:2]).clone())  # a model may work in place, the rows stay as they are
         except Exception as error:
             shape = list(x.shape[1:])
             raise ModelError(f"model {name!r} fails on rows {shape} of {x.dtype}: {one_line(error)}") from error
     problem.check(output, problem.targets(y[:2]), f"model {name!r}")
+
+
+def _definition(factory: Factory) -> Any:
+    """The class or function behind a factory, which may be a functools.partial or an object that can be called."""
+    plain = getattr(factory, "func", factory)
+    return plain if hasattr(plain, "__qualname__") else type(plain)
 
 
 def _factory(model: str | Factory, folder: Path) -> Factory:

@@ -87,6 +87,7 @@ class FlatModule:
         vector: [D] its parameters.
         gradient: [D] where `backward()` adds gradients; zero it before.
         buffers: [E] its floating buffers.
+        constants: frozen parameters and integer buffers by name, as they were at first; never sent.
     """
 
     def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter] | None = None) -> None:
@@ -114,6 +115,12 @@ class FlatModule:
             view.copy_(parameter.detach())
             parameter.data = view
             parameter.grad = self.gradient[slot.start : slot.stop].view(slot.shape)
+        self.constants = {
+            name: tensor.detach().clone()
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+            if not (tensor.requires_grad or (tensor.is_floating_point() and name in self._buffers))
+        }
+        self._counters = [(buffer, buffer.clone()) for buffer in module.buffers() if not buffer.is_floating_point()]
         self._views = [parameter.data for parameter in self._parameters.values()]
         for slot, buffer in zip(self.layout.buffers, self._buffers.values(), strict=True):
             view = self.buffers[slot.start : slot.stop].view(slot.shape)
@@ -121,10 +128,15 @@ class FlatModule:
             buffer.data = view
 
     def load(self, weights: Weights) -> None:
-        """Take over `weights`, after making sure that nothing has detached the views."""
+        """Take over `weights`, after making sure that nothing has detached the views.
+
+        Integer buffers (batch norm's counter) start anew, so that no client sees what another one left behind.
+        """
         self.check()
         self.vector.copy_(weights.vector)
         self.buffers.copy_(weights.buffers)
+        for counter, first in self._counters:
+            counter.copy_(first)
 
     def differentiate(self, loss: Tensor) -> Tensor:
         """The gradient [D] of a scalar loss, in `gradient`; zero where a parameter was not used.

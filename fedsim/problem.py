@@ -193,12 +193,13 @@ def evaluate(
     """Sum a model's statistics over rows, without gradients and with dropout and the like switched off.
 
     Rows go through in blocks of `batch_size` from the first on: the bits of a block's output depend on its
-    size, so that two callers get the same bits for the same rows and block size.
+    size, so that two callers get the same bits for the same rows and block size. The model gets a copy of
+    each block, so that one that works in place leaves the rows alone.
     """
     total = problem.zeros()
     with torch.no_grad(), evaluating(module):
         for start in range(0, len(x), batch_size):
-            output = module(problem.inputs(x[start : start + batch_size]))
+            output = module(problem.inputs(x[start : start + batch_size]).clone())
             block = problem.statistics(output, problem.targets(y[start : start + batch_size]))
             total = add([total, block])
     return total

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TextIO
 
+from fedsim.privacy.accountant import rounded_up
 from fedsim.records import RoundRecord
 
 WIDTH = 80
@@ -82,7 +83,7 @@ class Lines:
         self._seconds += record.seconds
         left = self._seconds / record.number * (self._rounds - record.number)
         cells = "".join(f"{_number(shown.get(name)):>11}" for name in self._columns)
-        epsilon = f" {record.epsilon:7.2f}" if record.epsilon is not None else ""
+        epsilon = f" {rounded_up(record.epsilon):>7}" if record.epsilon is not None else ""
         self._print(f"{record.number:6d}{cells}  {record.failed:6d}{epsilon}   {record.seconds:7.2f} {_clock(left):>7}")
 
     def end(self, lines: Sequence[str]) -> None:

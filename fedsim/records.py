@@ -19,6 +19,8 @@ SCHEMA_VERSION = 1
 
 Phase = Literal["train", "evaluate"]
 Status = Literal["ok", "failed"]
+Account = tuple[int, int, float | None]
+"""As in `LedgerRow`: client, participations, epsilon."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,15 @@ class RoundRecord:
 
 
 class LedgerRow(NamedTuple):
-    """A client's privacy account after a round."""
+    """A client's privacy account after a round; epsilon is None where a slow accountant leaves it to the end."""
 
     client: int
     participations: int
-    epsilon: float
+    epsilon: float | None
 
 
 class Event(NamedTuple):
-    """Something that happened to a run and is no client's failure: a stop rule, a replaced worker."""
+    """Why a run ended early: its stop rule, and the client failures of a round that it did not commit for them."""
 
     kind: str
     message: str
@@ -115,7 +117,7 @@ class RoundRow(NamedTuple):
 
 
 class EventRow(NamedTuple):
-    """An event as it is read back, after which round it was recorded (0 before the first)."""
+    """An event as it is read back, with the last committed round (0 before the first)."""
 
     round: int
     kind: str
@@ -161,7 +163,7 @@ CREATE TABLE privacy (
     round INTEGER NOT NULL,
     client INTEGER NOT NULL,
     participations INTEGER NOT NULL,
-    epsilon REAL NOT NULL,
+    epsilon REAL,
     PRIMARY KEY (round, client)
 ) WITHOUT ROWID;
 CREATE TABLE events (
@@ -211,8 +213,7 @@ def insert_round(
     checkpoint: tuple[str, str],
     *,
     best: bool,
-    ledger: Iterable[tuple[int, int, float]],
-    events: Iterable[Event],
+    ledger: Iterable[Account],
 ) -> None:
     """Write a whole round in one transaction.
 
@@ -221,8 +222,7 @@ def insert_round(
         record: the round.
         checkpoint: its file's name and SHA-256.
         best: whether it is the best so far on validation.
-        ledger: accounts (client, participations, epsilon) that changed in the round.
-        events: of the round.
+        ledger: accounts that changed in the round.
     """
     number = record.number
     with database:
@@ -236,15 +236,26 @@ def insert_round(
             "INSERT INTO metrics VALUES (?, ?, ?)", [(number, *pair) for pair in record.metrics.items()]
         )
         database.executemany("INSERT INTO privacy VALUES (?, ?, ?, ?)", ((number, *account) for account in ledger))
-        database.executemany("INSERT INTO events VALUES (?, ?, ?)", [(number, *event) for event in events])
 
 
-def insert_summary(database: sqlite3.Connection, summary: Mapping[str, Any], events: Iterable[Event]) -> None:
-    """Write what a finished run says of itself."""
+def insert_summary(
+    database: sqlite3.Connection, summary: Mapping[str, Any], *, ledger: Iterable[Account], events: Iterable[Event]
+) -> None:
+    """Write what a finished run says of itself in one transaction.
+
+    Args:
+        database: from `connect`.
+        summary: plain values by name.
+        ledger: every account as it is at the end; it takes the place of what the last round wrote.
+        events: why the run ended.
+    """
     with database:
         last = database.execute("SELECT coalesce(max(number), 0) FROM rounds").fetchone()[0]
         database.executemany(
             "INSERT INTO summary VALUES (?, ?)", [(name, to_json(value)) for name, value in summary.items()]
+        )
+        database.executemany(
+            "INSERT OR REPLACE INTO privacy VALUES (?, ?, ?, ?)", [(last, *account) for account in ledger]
         )
         database.executemany("INSERT INTO events VALUES (?, ?, ?)", [(last, *event) for event in events])
 

@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
 
-from fedsim.errors import FedsimError, ScenarioError
+from fedsim.errors import FedsimError, ScenarioError, one_line
 
-_STRICT = ConfigDict(strict=False, arbitrary_types_allowed=True)
+_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -36,11 +37,11 @@ def members(package: str) -> list[str]:
     return sorted(entry.name.replace("_", "-") for entry in found if not entry.name.startswith("_"))
 
 
-def from_file(reference: str, folder: Path, what: str) -> Any:
-    """The object that `file.py:name` names, loaded by location and never through sys.path.
+def from_file(reference: str, folder: Path, what: str) -> Callable[..., Any]:
+    """The function or class that `file.py:name` names, loaded by location and never through sys.path.
 
     Raises:
-        ScenarioError: no such file or name, or the file cannot be imported.
+        ScenarioError: no such file or name, the file cannot be imported, or the name is nothing to call.
     """
     file, _, attribute = reference.partition(":")
     path = (folder / file).resolve()
@@ -49,7 +50,10 @@ def from_file(reference: str, folder: Path, what: str) -> Any:
     module = _load(path, what)
     if not hasattr(module, attribute):
         raise ScenarioError(f"{what}: {path.name} defines no {attribute!r}.{nearest(attribute, vars(module))}")
-    return getattr(module, attribute)
+    found = getattr(module, attribute)
+    if not callable(found):
+        raise ScenarioError(f"{what}: {reference!r} is of type {type(found).__name__}; name a function or class")
+    return cast(Callable[..., Any], found)
 
 
 def _load(path: Path, what: str) -> ModuleType:
@@ -63,13 +67,13 @@ def _load(path: Path, what: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ScenarioError(f"{what}: {path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ScenarioError(f"{what}: {path} cannot be imported: {one_line(error)}") from error
     return module
 
 
-def find(package: str, name: str, folder: Path, what: str, hidden: Iterable[str] = ()) -> Callable[..., Any]:
+def find(package: str, name: str, folder: Path, what: str) -> Callable[..., Any]:
     """The function `name` of the file of that name in `package`, or a user's own `file.py:name`.
 
     Args:
@@ -77,12 +81,10 @@ def find(package: str, name: str, folder: Path, what: str, hidden: Iterable[str]
         name: the scenario's word, with dashes or underscores.
         folder: where a user's own file is looked for.
         what: the scenario's key, for messages.
-        hidden: files of the package that are not entries.
     """
     if ":" in name:
-        found: Callable[..., Any] = from_file(name, folder, what)
-        return found
-    known = [member for member in members(package) if member not in set(hidden)]
+        return from_file(name, folder, what)
+    known = members(package)
     if name.replace("_", "-") not in known:
         raise ScenarioError(f"{what}: there is no {name!r}.{nearest(name, known)}")
     function = name.replace("-", "_")
@@ -91,7 +93,11 @@ def find(package: str, name: str, folder: Path, what: str, hidden: Iterable[str]
 
 
 def bind(
-    function: Callable[..., Any], given: Mapping[str, Any], what: str, reserved: Iterable[str] = ()
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    what: str,
+    reserved: Iterable[str] = (),
+    own: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Check the scenario's keys against a function's parameters and convert them to the annotated types.
 
@@ -100,6 +106,7 @@ def bind(
         given: keys and values from the scenario.
         what: the scenario's table, for messages: "strategy" gives "strategy.server_lr".
         reserved: parameters that the platform fills in and a scenario may not.
+        own: keys that the platform itself has in this table; a typo may have meant one of them.
 
     Returns:
         Keyword arguments; parameters that were not given keep their defaults and are left out.
@@ -109,7 +116,7 @@ def bind(
     """
     reserved = set(reserved)
     plain = getattr(function, "func", function)  # a functools.partial keeps its annotations there
-    hints = get_type_hints(plain.__init__ if inspect.isclass(plain) else plain, include_extras=True)
+    hints = _hints(plain.__init__ if inspect.isclass(plain) else plain, what)
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
@@ -118,24 +125,39 @@ def bind(
     bound: dict[str, Any] = {}
     for key, value in given.items():
         if key not in parameters:
-            hint = nearest(key, parameters) if parameters else " It takes no keys."
-            raise ScenarioError(f"{what}.{key} is not known.{hint}")
-        try:
-            bound[key] = TypeAdapter(hints.get(key, Any), config=_STRICT).validate_python(value)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ScenarioError(f"{what}.{key} = {value!r}: {reason}") from error
+            known = [*parameters, *own]
+            raise ScenarioError(f"{what}.{key} is not known.{nearest(key, known) if known else ' It takes no keys.'}")
+        bound[key] = _typed(hints.get(key, Any), value, f"{what}.{key}")
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in bound]
     if missing:
         raise ScenarioError(f"{what}.{missing[0]} is missing")
     return bound
 
 
+def _hints(function: Callable[..., Any], what: str) -> dict[str, Any]:
+    try:
+        return get_type_hints(function, include_extras=True)
+    except Exception as error:
+        raise ScenarioError(f"{what}: a parameter's type cannot be resolved: {one_line(error)}") from error
+
+
+def _typed(annotation: Any, value: Any, key: str) -> Any:
+    """The value as annotated, and no other type taken for it; by way of JSON, whose arrays may be tuples."""
+    try:
+        written = to_json(value, inf_nan_mode="constants")
+        return TypeAdapter(annotation, config=_STRICT).validate_json(written)
+    except (ValidationError, PydanticSerializationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise ScenarioError(f"{key} = {value!r}: {reason.removeprefix('Value error, ')}") from error
+
+
 def call(function: Callable[..., Any], what: str, **arguments: Any) -> Any:
-    """Call a bound function; a ValueError or TypeError of it becomes a ScenarioError that names `what`."""
+    """Call a bound function, perhaps a user's own; whatever it raises becomes a ScenarioError that names `what`."""
     try:
         return function(**arguments)
     except FedsimError:
         raise
-    except (ValueError, TypeError) as error:
-        raise ScenarioError(f"{what}: {error}") from error
+    except ValueError as error:  # the way in which a function says what is wrong with its arguments
+        raise ScenarioError(f"{what}: {' '.join(str(error).split())}") from error
+    except (Exception, SystemExit) as error:
+        raise ScenarioError(f"{what}: {one_line(error)}") from error

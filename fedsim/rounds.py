@@ -21,23 +21,26 @@ from fedsim.data.corpus import Folders
 from fedsim.data.federation import CentralPart, Part
 from fedsim.engine import Engine, start_engine
 from fedsim.environment import environment
-from fedsim.errors import Interrupted, StoppedByPolicy
+from fedsim.errors import ClientError, Interrupted, StoppedByPolicy
 from fedsim.evaluation import central_metrics
-from fedsim.flower import AlgorithmStrategy, central_messages, client_row, total_statistics
+from fedsim.flower import AlgorithmStrategy, central_messages
 from fedsim.forecast import Line
 from fedsim.forecast import forecast as forecast_work
 from fedsim.grid import SimulatedGrid
-from fedsim.job import CorpusSource, Job, ModelSource, prepare
-from fedsim.local import Work
+from fedsim.job import CorpusSource, Job, ModelSource, check_algorithm, named, prepare
+from fedsim.local import Work, one_thread
 from fedsim.machine import cores
-from fedsim.parameters import Weights, fingerprint, to_record
+from fedsim.model import model_files, model_reference
+from fedsim.parameters import Weights, fingerprint, layout_of, to_record
+from fedsim.privacy.accountant import rounded_up
 from fedsim.privacy.ledger import Ledger
 from fedsim.progress import Progress, Silent
 from fedsim.records import ClientRow, Event, RoundRecord
+from fedsim.replies import client_row, total_statistics
 from fedsim.runs import RunFolder, check_out
 from fedsim.scenario import Scenario
 from fedsim.stopping import Stop, Watch
-from fedsim.summary import Result, heading, live_figures, model_card, notes, price_lines, summarise
+from fedsim.summary import Ending, Result, heading, live_figures, model_card, notes, summarise, with_price
 
 
 def run(
@@ -67,18 +70,16 @@ def run(
     scenario = as_scenario(scenario)
     progress = progress or Silent()
     progress.phase("loading the data")
-    job = prepare(scenario, Folders.of(data_dir, scenario.folder), model, data)
+    job, plain_job = _jobs(scenario, Folders.of(data_dir, scenario.folder), model, data)
     check_out(out)
-    Watch.of(scenario, job.build_problem(), job.federation)  # a wrong metric is told before anything starts
     progress.phase("starting the workers")
     engine = start_engine(scenario.engine)
     try:
         result = run_job(job, engine, out, progress)
-        lines = result.lines
-        if scenario.privacy.without is not None and job.privacy is not None:
-            plain = run_job(without_privacy(job), engine, result.folder / "without-privacy", progress)
-            lines = price_lines(result, plain)
-        progress.end(lines)
+        if plain_job is not None:
+            plain = run_job(plain_job, engine, result.folder / "without-privacy", progress)
+            result = with_price(result, plain)
+        progress.end(result.lines)
         return result
     finally:
         engine.close()
@@ -95,7 +96,7 @@ def as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenario
 
 def forecast(scenario: Scenario, data_dir: Path | None) -> list[Line]:
     """What a scenario would cost; one client is trained to measure it, nothing is written."""
-    job = prepare(scenario, Folders.of(data_dir, scenario.folder))
+    job, _ = _jobs(scenario, Folders.of(data_dir, scenario.folder))
     workers = 1 if scenario.engine.kind == "inline" else scenario.engine.workers or cores()
     return forecast_work(Work(job), workers)
 
@@ -104,7 +105,7 @@ def fast(scenario: Scenario) -> Scenario:
     """The same scenario cut down to a check of all its parts: two clients, two batches, one evaluation."""
     cuts = {
         "rounds": 1,
-        "cohort.size": 2,
+        "cohort.size": 1 if scenario.data.partition.get("clients") == 1 else 2,
         "train.steps": 2,
         "stop": {},
         "privacy": scenario.privacy.model_copy(update={"without": None}).model_dump(exclude_none=True),
@@ -113,14 +114,35 @@ def fast(scenario: Scenario) -> Scenario:
 
 
 def without_privacy(job: Job) -> Job:
-    """The same job, promising nothing; `privacy.without` says what else differs (a learning rate that suits)."""
-    changes = job.scenario.privacy.without or {}
-    title = ", ".join(
-        [f"{job.scenario.title}, without privacy", *(f"{key} = {value}" for key, value in changes.items())]
+    """The same job, promising nothing; `privacy.without` says what else differs (a learning rate that suits).
+
+    Raises:
+        FedsimError: what differs is not known or does not fit.
+    """
+    scenario = job.scenario
+    changes = scenario.privacy.changes
+    kept = scenario.stop.model_copy(update={"epsilon": None}).model_dump(exclude_none=True)  # nothing is spent
+    title = ", ".join([f"{scenario.title}, without privacy", *(f"{key} = {value}" for key, value in changes.items())])
+    changed = scenario.changed(
+        {"stop": kept, **changes, "title": title, "privacy": {}}, f"{scenario.origin}: privacy.without"
     )
-    return replace(job, scenario=job.scenario.changed({**changes, "title": title, "privacy": {}}), privacy=None)
+    plain = replace(job, scenario=changed, privacy=None)
+    with named(changed.origin):
+        check_algorithm(plain.build_algorithm(), changed, layout_of(plain.build_model()))
+    Watch.of(changed, plain.build_problem(), plain.federation)
+    return plain
 
 
+def _jobs(
+    scenario: Scenario, folders: Folders, model: ModelSource | None = None, data: CorpusSource | None = None
+) -> tuple[Job, Job | None]:
+    """The job, and the one without privacy to be run beside it; whatever is wrong is told before anything starts."""
+    job = prepare(scenario, folders, model, data)
+    Watch.of(scenario, job.build_problem(), job.federation)
+    return job, without_privacy(job) if scenario.privacy.without is not None else None
+
+
+@one_thread()
 def run_job(job: Job, engine: Engine, out: Path | None, progress: Progress) -> Result:
     """Run a prepared job on a running engine and leave its folder."""
     scenario = job.scenario
@@ -128,10 +150,10 @@ def run_job(job: Job, engine: Engine, out: Path | None, progress: Progress) -> R
     watch = Watch.of(scenario, work.problem, job.federation)
     folder = RunFolder.create(
         out,
-        scenario.title,
+        Path(scenario.origin).stem,
         scenario.to_toml(),
-        scenario.own_files(),
-        environment(job.federation.digest),
+        [*scenario.own_files(), *model_files(job.model)],
+        environment(job.federation.digest, corpus=job.federation.corpus, model=model_reference(job.model)),
         keep=scenario.checkpoint.keep,
     )
     with folder:
@@ -187,11 +209,13 @@ class Run:
         replies = self._grid.send_and_receive(messages=messages)
         if (stop := self._failed(number, replies)) is not None:
             return stop
-        arrays, _ = self.strategy.aggregate_train(number, replies)
-        if arrays is not None:
-            self.model = Model(arrays, self.strategy.weights)
         rows = [client_row(number, *pair, self._work) for pair in zip(messages, replies, strict=True)]
-        metrics = self._validate(number, rows)
+        try:
+            arrays, _ = self.strategy.aggregate_train(number, replies)
+            model = Model(arrays, self.strategy.weights) if arrays is not None else self.model
+            metrics = self._validate(number, model, rows)
+        except (StoppedByPolicy, ClientError) as error:
+            return Stop("failure", str(error), failed=True)
         record = RoundRecord(
             number=number,
             seconds=time.perf_counter() - clock,
@@ -199,11 +223,11 @@ class Run:
             failed=sum(reply.has_error() for reply in replies),
             metrics=metrics,
             epsilon=self.ledger.largest() if self.ledger is not None else None,
-            fingerprint=fingerprint(self.model.weights),
+            fingerprint=fingerprint(model.weights),
             clients=rows,
         )
         stop = self._watch.after(number, metrics)
-        self._commit(record)
+        self._commit(record, model)
         return stop
 
     def finish(self, stop: Stop | None) -> Result:
@@ -212,21 +236,19 @@ class Run:
         last = self._test(self.model)
         best = last if self.best is self.model else self._test(self.best)
         seconds = time.perf_counter() - self._started
-        result = summarise(
-            self._work,
-            self._folder.path,
-            self._watch,
-            self.ledger,
-            stop,
-            self.model.weights,
-            self.done,
-            last,
-            best,
-            seconds,
-        )
+        ending = Ending(stop, self.done, seconds, self.model.weights, last, best)
+        result = summarise(self._work, self._folder.path, self._watch, self.ledger, ending)
         events = [*self._failures, *([Event(stop.kind, stop.reason)] if stop is not None else [])]
         card = model_card(self._work, result)
-        self._folder.finish(result.values, card, self._work.layout, self.model.weights, events)
+        self._folder.finish(
+            result.values,
+            card,
+            self._work.layout,
+            self.model.weights,
+            constants=self._work.plain.constants,
+            ledger=self.ledger.rows() if self.ledger is not None else (),
+            events=events,
+        )
         return result
 
     @contextmanager
@@ -245,7 +267,7 @@ class Run:
             return Stop("budget", "every client has spent its privacy budget")
         limit = self.scenario.stop.epsilon
         if limit is not None and (epsilon := self.ledger.after(self.strategy.cohort).largest()) > limit:
-            return Stop("budget", f"round {number} would spend epsilon {epsilon:.3f}, more than {limit:g}")
+            return Stop("budget", f"round {number} would spend epsilon {rounded_up(epsilon, 3)}, more than {limit:g}")
         return None
 
     def _failed(self, number: int, replies: Sequence[Message]) -> Stop | None:
@@ -261,26 +283,28 @@ class Run:
             return Stop("failure", f"round {number}: all {len(replies)} clients failed, e.g. {reasons[0]}", failed=True)
         return Stop("failure", f"{reasons[0]} (cohort.on_client_error is fail)", failed=True)
 
-    def _validate(self, number: int, rows: list[ClientRow]) -> dict[str, float]:
+    def _validate(self, number: int, model: Model, rows: list[ClientRow]) -> dict[str, float]:
         """The round's validation metrics; clients' own rows are added to `rows`."""
         last = number == self.scenario.rounds
         metrics: dict[str, float] = {}
         if last or number % self.scenario.evaluate.every == 0:
             self._progress.phase(f"round {number}: evaluating on the central validation set")
-            metrics |= self._centrally(self.model, "validation")
+            metrics |= self._centrally(model, "validation")
         every = self.scenario.evaluate.clients_every
         if every and (last or number % every == 0):
             self._progress.phase(f"round {number}: evaluating on clients' own rows")
-            metrics |= self._on_clients(number, self.model, "validation", rows)
+            metrics |= self._on_clients(number, model, "validation", rows)
         return metrics
 
     def _test(self, model: Model) -> dict[str, float]:
-        metrics = self._centrally(model, "test")
-        return (
-            metrics | self._on_clients(self.done, model, "test", [])
-            if self.scenario.evaluate.clients_every
-            else metrics
-        )
+        """Test metrics of a model; none where it cannot be measured, which then is why the run has ended."""
+        try:
+            metrics = self._centrally(model, "test")
+            if self.scenario.evaluate.clients_every:
+                metrics |= self._on_clients(self.done, model, "test", [])
+        except ClientError:
+            return {}
+        return metrics
 
     def _centrally(self, model: Model, part: CentralPart) -> dict[str, float]:
         rows = len(self._work.federation.central[part].x)
@@ -294,18 +318,27 @@ class Run:
         config = ConfigRecord({"part": part})
         messages = self.strategy.configure_evaluate(number, model.record, config, self._grid)
         replies = self._grid.send_and_receive(messages=messages)
+        failed = next((str(reply.error.reason) for reply in replies if reply.has_error()), None)
+        if failed is not None and self.scenario.cohort.on_client_error == "fail":
+            raise ClientError(f"{failed} (cohort.on_client_error is fail)")
         rows += [client_row(number, *pair, self._work) for pair in zip(messages, replies, strict=True)]
         metrics = self.strategy.aggregate_evaluate(number, replies)
         return {name: float(value) for name, value in metrics.items()} if metrics is not None else {}  # type: ignore[arg-type]
 
-    def _commit(self, record: RoundRecord) -> None:
+    def _commit(self, record: RoundRecord, model: Model) -> None:
         """Make the round durable, and only then say that it is done."""
         best = self._watch.best_round == record.number
-        if best:
-            self.best = self.model
         ledger = self.ledger.rows(self.strategy.cohort) if self.ledger is not None else ()
         self._folder.commit(
-            record, self._work.layout, self.model.weights, self.strategy.vectors, ledger=ledger, best=best
+            record,
+            self._work.layout,
+            model.weights,
+            self.strategy.vectors,
+            constants=self._work.plain.constants,
+            ledger=ledger,
+            best=best,
         )
-        self.done = record.number
+        self.done, self.model = record.number, model
+        if best:
+            self.best = model
         self._progress.round(record, live_figures(self._work, record.metrics))

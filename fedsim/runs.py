@@ -10,7 +10,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,9 @@ from torch import Tensor
 from fedsim import checkpoints, records
 from fedsim.errors import RunFolderError
 from fedsim.parameters import Layout, Weights
-from fedsim.records import Event, Records, RoundRecord
+from fedsim.records import Account, Event, Records, RoundRecord
+
+_LONGEST_SLUG = 80  # a file system allows 255 bytes for the whole name
 
 
 class RunFolder:
@@ -54,7 +56,7 @@ class RunFolder:
         Args:
             path: the run folder itself, which must not exist; None for runs/<time>-<slug>-<id> under the
                 current folder.
-            slug: the scenario's short name.
+            slug: the scenario's short name, such as its file's.
             scenario_text: the resolved scenario in TOML.
             sources: the user's own files; copied into `sources/`, and their SHA-256 into `environment.json`.
             environment: from `fedsim.environment`.
@@ -83,8 +85,8 @@ class RunFolder:
         weights: Weights,
         extra: Mapping[str, Tensor] | None = None,
         *,
-        ledger: Iterable[tuple[int, int, float]] = (),
-        events: Iterable[Event] = (),
+        constants: Mapping[str, Tensor] | None = None,
+        ledger: Iterable[Account] = (),
         best: bool = False,
     ) -> None:
         """Make a round permanent; when this returns it is on the disk.
@@ -93,8 +95,8 @@ class RunFolder:
             record: the round and its clients.
             layout, weights: the model after the round.
             extra: the server's other vectors, by name, such as "shared/control".
-            ledger: accounts (client, participations, epsilon) that changed in the round.
-            events: of the round.
+            constants: the model's frozen parameters and integer buffers, by name.
+            ledger: accounts that changed in the round.
             best: whether it is the best round so far on validation; its model is kept.
 
         Raises:
@@ -107,10 +109,10 @@ class RunFolder:
         with _writing(self.path):
             digest = checkpoints.save(self.path / "checkpoints" / name, tensors, notes)
             if best:
-                checkpoints.save(
-                    self.path / "model" / "best.safetensors", checkpoints.named_tensors(layout, weights), notes
+                checkpoints.save_model(
+                    self.path / "model" / "best.safetensors", layout, weights, constants or {}, notes
                 )
-            records.insert_round(self._database, record, (name, digest), best=best, ledger=ledger, events=events)
+            records.insert_round(self._database, record, (name, digest), best=best, ledger=ledger)
             self._remove_old_checkpoints()
 
     def finish(
@@ -119,6 +121,9 @@ class RunFolder:
         model: Mapping[str, Any],
         layout: Layout,
         weights: Weights,
+        *,
+        constants: Mapping[str, Tensor] | None = None,
+        ledger: Iterable[Account] = (),
         events: Iterable[Event] = (),
     ) -> None:
         """Write the last model, its description and the summary.
@@ -128,6 +133,8 @@ class RunFolder:
             model: `model.json`: architecture, preprocessing, classes, metrics with their protocol, epsilon
                 with its assumptions.
             layout, weights: the last model.
+            constants: its frozen parameters and integer buffers, by name.
+            ledger: every client's account at the end.
             events: why the run ended.
 
         Raises:
@@ -135,9 +142,9 @@ class RunFolder:
         """
         folder = self.path / "model"
         with _writing(self.path):
-            checkpoints.save(folder / "last.safetensors", checkpoints.named_tensors(layout, weights), {})
+            checkpoints.save_model(folder / "last.safetensors", layout, weights, constants or {}, {})
             checkpoints.write(folder / "model.json", _json_file(model))
-            records.insert_summary(self._database, summary, events)
+            records.insert_summary(self._database, summary, ledger=ledger, events=events)
 
     def close(self) -> None:
         """Let go of the database, which becomes one plain file."""
@@ -160,8 +167,11 @@ class RunFolder:
 
 
 def check_out(path: Path | None) -> None:
-    """Refuse a run folder that is there already, before anything is trained."""
-    if path is not None and (path.exists() or path.is_symlink()):
+    """Refuse a run folder that is there already or cannot be there, before anything is trained."""
+    if path is None:
+        return
+    with _writing(path.absolute()), suppress(FileNotFoundError):
+        path.lstat()
         raise RunFolderError(f"run folder {path.absolute()} exists already; choose another with --out, or remove it")
 
 
@@ -177,7 +187,7 @@ def open_run(path: Path) -> Records:
 
 
 def _default_path(slug: str) -> Path:
-    name = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-") or "run"
+    name = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-")[:_LONGEST_SLUG] or "run"
     return Path.cwd() / "runs" / f"{datetime.now():%Y%m%d-%H%M}-{name}-{os.urandom(2).hex()}"
 
 

@@ -1,29 +1,23 @@
 """A scenario: what is run, as typed values read from TOML.
 
-`load` reads a file (or the name of one that comes with fedsim), follows `extends`, applies `--set` overrides
-and checks every key. `Scenario.to_toml` writes the resolved snapshot back: every default filled in.
+`load` takes the tables that `scenario_files.py` reads and checks every key. `Scenario.to_toml` writes the
+resolved snapshot back: every default filled in.
 """
 
-import tomllib
+import difflib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from fedsim.cohorts import CohortRule
 from fedsim.errors import ScenarioError
 from fedsim.registry import nearest
+from fedsim.scenario_files import locate, override, read, references
 
 Positive = Field(gt=0)
-ALTERNATIVES = (
-    ("cohort", ("size", "fraction", "poisson")),
-    ("train", ("epochs", "steps")),
-    ("privacy.example", ("epsilon", "noise_multiplier")),
-)
-"""Keys of which a table has one: setting one in a derived scenario or by --set drops the others."""
 
 
 class Table(BaseModel):
@@ -83,6 +77,14 @@ class Schedule(Table):
     kind: Literal["step", "cosine"] = "step"
     every: int = Field(1, ge=1, description="rounds between two steps (step)")
     factor: float = Field(1.0, gt=0, description="what the rate is multiplied with at a step (step)")
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if self.kind == "cosine" and (self.every, self.factor) != (1, 1.0):
+            raise ValueError("every and factor belong to kind step; cosine takes neither")
+        if self.kind == "step" and self.factor == 1:
+            raise ValueError("with factor 1 nothing changes; give factor, or leave the schedule out")
+        return self
 
 
 class Train(Table):
@@ -158,6 +160,24 @@ class Privacy(Table):
         None, description="run the scenario without privacy too, with these keys changed, and print both"
     )
 
+    @model_validator(mode="after")
+    def _without(self) -> Self:
+        if self.without is not None and self.example is None:
+            raise ValueError("without needs example: there is no privacy to do without")
+        for key in self.changes:
+            if key.partition(".")[0] not in ("rounds", "train", "evaluate", "stop"):
+                raise ValueError(f"without cannot change {key}; only rounds, train, evaluate and stop may differ")
+        return self
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What `without` changes, by dotted keys; TOML's `train.learning_rate` without quotes is a table in one."""
+        changes: dict[str, Any] = {}
+        for key, value in (self.without or {}).items():
+            inner = value if isinstance(value, Mapping) and "." not in key else {}
+            changes |= {f"{key}.{name}": part for name, part in inner.items()} or {key: value}
+        return changes
+
 
 class Evaluate(Table):
     """What is measured, and when."""
@@ -204,7 +224,7 @@ class Checkpoint(Table):
 
 
 class Scenario(Table):
-    """One run, described. `folder` is where its file lies; own code and files are taken from there."""
+    """One run, described."""
 
     title: str
     description: str = ""
@@ -220,46 +240,38 @@ class Scenario(Table):
     stop: Stop = Stop()
     engine: Engine = Engine()
     checkpoint: Checkpoint = Checkpoint()
-    folder: Path = Field(Path(), exclude=True)
-    origin: str = Field("scenario", exclude=True, description="what errors call it")
+    _folder: Path = PrivateAttr(Path())
+    _origin: str = PrivateAttr("scenario")
+
+    @model_validator(mode="after")
+    def _spends(self) -> Self:
+        if self.stop.epsilon is not None and self.privacy.example is None:
+            raise ValueError("stop.epsilon needs privacy.example: without it no epsilon is spent")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where its file lies; own code and files are taken from there."""
+        return self._folder
+
+    @property
+    def origin(self) -> str:
+        """What errors call it."""
+        return self._origin
 
     def to_toml(self) -> str:
         """The resolved snapshot: every default filled in, absent alternatives left out."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
-    def changed(self, changes: Mapping[str, Any]) -> "Scenario":
+    def changed(self, changes: Mapping[str, Any], origin: str | None = None) -> "Scenario":
         """This scenario with some keys changed, e.g. {"privacy": {}} or {"train.learning_rate": 0.1}."""
-        return parse(override(self.model_dump(mode="python", exclude_none=True), changes), self.folder, self.origin)
+        content = override(self.model_dump(mode="python", exclude_none=True), changes)
+        return parse(content, self.folder, origin or self.origin)
 
     def own_files(self) -> list[Path]:
         """The user's own Python and data files that this scenario names."""
-        names = [table.name.partition(":")[0] for table in (self.data, self.model, self.strategy) if ":" in table.name]
-        if isinstance(path := self.data.settings.get("path"), str):
-            names.append(path)
+        names = [value if key == "path" else value.partition(":")[0] for _, key, value in references(self.model_dump())]
         return [path for name in dict.fromkeys(names) if (path := self.folder / name).is_file()]
-
-
-def shipped() -> list[str]:
-    """Names of the scenarios that come with fedsim."""
-    return sorted(
-        Path(entry.name).stem for entry in files("fedsim.scenarios").iterdir() if entry.name.endswith(".toml")
-    )
-
-
-def locate(name: str) -> Path:
-    """The file of a scenario given as a path or as the name of one that comes with fedsim.
-
-    Raises:
-        ScenarioError: there is neither.
-    """
-    path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
-        if not path.is_file():
-            raise ScenarioError(f"{name}: there is no such file")
-        return path
-    if name in shipped():
-        return Path(str(files("fedsim.scenarios") / f"{name}.toml"))
-    raise ScenarioError(f"there is no scenario {name!r}.{nearest(name, shipped())} Or give a .toml file.")
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Scenario:
@@ -273,123 +285,43 @@ def load(name: str, overrides: Sequence[str] = ()) -> Scenario:
         ScenarioError: names file and key, and the nearest valid name.
     """
     path = locate(name)
-    content = _read(path, ())
-    content = override(content, dict(_assignment(text) for text in overrides))
-    return parse(content, path.resolve().parent, name)
+    return parse(read(path, overrides), path.resolve().parent, name)
 
 
 def parse(content: Mapping[str, Any], folder: Path, origin: str) -> Scenario:
     """A scenario from plain values; `origin` is named in errors."""
     try:
-        return Scenario.model_validate({**content, "folder": folder, "origin": origin})
+        scenario = Scenario.model_validate(content)
     except ValidationError as error:
         raise ScenarioError(f"{origin}: {_reason(error)}") from None
-
-
-def override(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested tables with dotted keys set; of alternatives, the one that is set replaces the others."""
-    result: dict[str, Any] = {key: _copied(value) for key, value in content.items()}
-    for dotted, value in changes.items():
-        *tables, last = dotted.split(".")
-        table = result
-        for name in tables:
-            inner = table.setdefault(name, {})
-            if not isinstance(inner, dict):
-                raise ScenarioError(f"{dotted} cannot be set: {name} is not a table")
-            table = inner
-        prefix = ".".join(tables)
-        # One that is set along with this one stays, so that the check refuses both.
-        _drop_alternatives(
-            table, prefix, {key.rpartition(".")[2] for key in changes if key.rpartition(".")[0] == prefix}
-        )
-        table[last] = value
-    return result
-
-
-def _copied(value: Any) -> Any:
-    return {key: _copied(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise ScenarioError(f"{path}: extends leads back to itself")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: not valid TOML: {error}") from None
-    except OSError as error:
-        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from None
-    if "extends" not in content:
-        return content
-    parent = content.pop("extends")
-    if not isinstance(parent, str):
-        raise ScenarioError(f"{path}: extends should be the name or file of one scenario")
-    return _derive(_read(_base(path, parent), (*seen, path.resolve())), content)
-
-
-def _base(path: Path, parent: str) -> Path:
-    """The file that `path` extends: one beside it, else as `locate` finds it."""
-    beside = path.parent / parent
-    if beside.is_file():
-        return beside
-    try:
-        return locate(parent)
-    except ScenarioError as error:
-        raise ScenarioError(f"{path}: extends: {error}") from None
-
-
-def _derive(base: dict[str, Any], changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Merge tables; one that names another function (`name`, `kind`) replaces the base's whole table."""
-    result = dict(base)
-    _drop_alternatives(result, prefix, set(changes))
-    for key, value in changes.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _renamed(old, value):
-            result[key] = _derive(old, value, f"{prefix}.{key}" if prefix else key)
-        else:
-            result[key] = value
-    return result
-
-
-def _renamed(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return any(key in new and new[key] != old.get(key) for key in ("name", "kind"))
-
-
-def _drop_alternatives(table: dict[str, Any], prefix: str, setting: set[str]) -> None:
-    for name, keys in ALTERNATIVES:
-        if name == prefix and setting & set(keys):
-            for key in set(keys) - setting:
-                table.pop(key, None)
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ScenarioError(f"--set {text}: write it as key=value, e.g. --set train.learning_rate=0.05")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+    scenario._folder, scenario._origin = folder, origin
+    return scenario
 
 
 def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    """The most telling of a scenario's mistakes: of a typo in a required key pydantic also says that it is missing."""
+    errors = error.errors()
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    *table, last = map(str, first["loc"]) if first["loc"] else [""]
+    key = ".".join([*table, last])
     if first["type"] == "extra_forbidden":
-        return f"{key} is not known.{nearest(str(first['loc'][-1]), _fields(first['loc'][:-1]))}"
+        return f"{key} is not known.{nearest(last, _fields(table))}"
     if first["type"] == "missing":
-        return f"{key} is missing"
+        close = difflib.get_close_matches(last, set(first["input"]) - set(_fields(table)), n=1)
+        return f"{'.'.join([*table, *close])} is not known. Did you mean {last}?" if close else f"{key} is missing"
     message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
     given = first.get("input")
     value = f" = {given!r}" if isinstance(given, str | int | float | bool) else ""
     return f"{key}{value}: {message[:1].lower()}{message[1:]}"
 
 
-def _fields(location: Sequence[int | str]) -> list[str]:
+def _fields(location: Sequence[str]) -> list[str]:
     """The known keys of the table at `location`."""
     table: type[BaseModel] = Scenario
     for part in location:
-        annotation = table.model_fields[str(part)].annotation
+        annotation = table.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         table = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return [name for name in table.model_fields if name not in ("folder", "origin")]
+    return list(table.model_fields)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedsim.data.federation import Federation
-from fedsim.evaluation import better, check_choosing, headline
+from fedsim.errors import ScenarioError
+from fedsim.evaluation import better, check_choosing, default_metric
+from fedsim.job import named
 from fedsim.problem import Problem
 from fedsim.scenario import Scenario
 
@@ -25,12 +27,13 @@ class Watch:
     """Follows a run's metrics: the best round so far, and whether to go on.
 
     Attributes:
-        metric: full name of the metric that chooses the best round.
+        metric: full name of the metric that chooses the best round; None where nothing is measured on validation
+            rows, and the last round is taken.
         best_round, best_value: so far; round 0 is the model before training.
     """
 
     scenario: Scenario
-    metric: str
+    metric: str | None
     best_round: int = 0
     best_value: float = math.nan
     _evaluations_since: int = 0
@@ -46,22 +49,28 @@ class Watch:
             federation: with a central validation set, or clients' own rows choose.
 
         Raises:
-            ScenarioError: a metric that does not exist or is not a validation metric.
+            ScenarioError: a metric that does not exist, is not a validation metric or is never measured.
             PrivacyError: a metric on clients' own rows under privacy.
         """
-        place = "central-validation" if len(federation.central["validation"].x) else "client-validation"
-        default = f"global/{place}/rows/{headline(federation.task)}"
-        chosen = scenario.evaluate.metric or scenario.stop.metric or default
-        for key, name in (("stop.metric", scenario.stop.metric), ("evaluate.metric", chosen)):
-            if name is not None:
-                check_choosing(name, problem, key, private=scenario.privacy.example is not None)
+        stop = scenario.stop
+        chosen = scenario.evaluate.metric or stop.metric or default_metric(scenario, federation)
+        with named(scenario.origin):
+            for key, name in (("stop.metric", stop.metric), ("evaluate.metric", chosen)):
+                if name is not None:
+                    check_choosing(name, key, scenario, problem, federation)
+            for key in ("patience", "diverged_above"):
+                if chosen is None and getattr(stop, key) is not None:
+                    raise ScenarioError(
+                        f"stop.{key} needs a validation metric, and nothing is measured; raise data.split.central or "
+                        "evaluate.clients_every"
+                    )
         return cls(scenario, chosen)
 
     def after(self, round: int, metrics: Mapping[str, float]) -> Stop | None:
         """Look at a round's metrics; a reason to stop, or None."""
         stop = self.scenario.stop
         self._update_best(round, metrics)
-        loss = metrics.get("/".join([*self.metric.split("/")[:3], "loss"]))
+        loss = metrics.get("/".join([*self.metric.split("/")[:3], "loss"])) if self.metric is not None else None
         if loss is not None and (not math.isfinite(loss) or loss > (stop.diverged_above or math.inf)):
             advice = "Lower train.learning_rate or set train.clip."
             return Stop("diverged", f"round {round}: validation loss {loss:.4g}, diverged. {advice}", failed=True)
@@ -77,6 +86,9 @@ class Watch:
         return None
 
     def _update_best(self, round: int, metrics: Mapping[str, float]) -> None:
+        if self.metric is None:
+            self.best_round = round
+            return
         value = metrics.get(self.metric)
         if value is None or not math.isfinite(value):
             return

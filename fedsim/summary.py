@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedsim.evaluation import headline
 from fedsim.local import Work
 from fedsim.metrics import counted, worst_tenth_by_chance
+from fedsim.model import model_reference
 from fedsim.parameters import Weights, fingerprint
 from fedsim.privacy.ledger import Ledger, statement
 from fedsim.stopping import Stop, Watch
@@ -24,7 +25,8 @@ class Result:
     Attributes:
         folder: the run's folder.
         weights: the last model.
-        values: the summary, plain values by name, as in `run.db` and `--json`.
+        values: the summary, plain values by name, as in `run.db` and `--json`; under "without_privacy" those of
+            the same run without privacy, which `run.db` leaves to the folder of that run.
         lines: the closing block for people, at most 80 columns.
     """
 
@@ -37,6 +39,26 @@ class Result:
     def fingerprint(self) -> str:
         """SHA-256 of the last model."""
         return str(self.values["fingerprint"])
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended.
+
+    Attributes:
+        stop: why it ended early, or None.
+        rounds: committed.
+        seconds: of the whole run, without starting the workers.
+        weights: the last model.
+        last, best: test metrics of the last and of the best model.
+    """
+
+    stop: Stop | None
+    rounds: int
+    seconds: float
+    weights: Weights
+    last: Metrics
+    best: Metrics
 
 
 def notes(work: Work) -> tuple[str, ...]:
@@ -83,18 +105,7 @@ def _validation_set(work: Work) -> str:
     return "central-validation" if len(work.federation.central["validation"].x) else "client-validation"
 
 
-def summarise(
-    work: Work,
-    folder: Path,
-    watch: Watch,
-    ledger: Ledger | None,
-    stop: Stop | None,
-    weights: Weights,
-    rounds: int,
-    last: Metrics,
-    best: Metrics,
-    seconds: float,
-) -> Result:
+def summarise(work: Work, folder: Path, watch: Watch, ledger: Ledger | None, ending: Ending) -> Result:
     """The summary of a run that has ended.
 
     Args:
@@ -102,25 +113,22 @@ def summarise(
         folder: of the run.
         watch: knows the best round.
         ledger: what was spent, if privacy was asked for.
-        stop: why it ended early, or None.
-        weights: the last model.
-        rounds: committed.
-        last, best: test metrics of the last and of the best model.
-        seconds: of the whole run, without starting the workers.
+        ending: of the run.
     """
+    stop, rounds = ending.stop, ending.rounds
     values: dict[str, Any] = {
         "title": work.job.scenario.title,
         "status": "stopped" if stop is not None and stop.failed else "done",
         "stop": {"kind": stop.kind, "reason": stop.reason} if stop is not None else None,
         "rounds": rounds,
-        "seconds": seconds,
-        "seconds_per_round": seconds / rounds if rounds else math.nan,
+        "seconds": ending.seconds,
+        "seconds_per_round": ending.seconds / rounds if rounds else math.nan,
         "chosen_by": watch.metric,
         "best_round": watch.best_round,
         "best_validation": watch.best_value,
-        "metrics": dict(best),
-        "metrics_last_round": dict(last),
-        "fingerprint": fingerprint(weights),
+        "metrics": dict(ending.best),
+        "metrics_last_round": dict(ending.last),
+        "fingerprint": fingerprint(ending.weights),
         "folder": str(folder),
     }
     if ledger is not None:
@@ -133,7 +141,7 @@ def summarise(
             "max_participations": plan.max_participations,
             "statement": statement(plan, spent),
         }
-    return Result(folder, weights, values, _closing_block(work, values, ledger))
+    return Result(folder, ending.weights, values, _closing_block(work, values, ledger))
 
 
 def _closing_block(work: Work, values: Mapping[str, Any], ledger: Ledger | None) -> list[str]:
@@ -143,7 +151,9 @@ def _closing_block(work: Work, values: Mapping[str, Any], ledger: Ledger | None)
     if values["stop"] is not None:
         lines.append(f"ended early: {values['stop']['reason']}")
     name, value = headline_figure(work, values["metrics"])
-    lines.append(f"{name} (round {values['best_round']}, chosen on validation): {value:.4f}")
+    how = "chosen on validation" if values["chosen_by"] is not None else "last round; nothing chose"
+    figure = "not measured" if math.isnan(value) else f"{value:.4f}"
+    lines.append(f"{name} (round {values['best_round']}, {how}): {figure}")
     lines += _worst_lines(work, values["metrics"])
     if ledger is not None:
         lines += statement(ledger.plan, ledger.spent())
@@ -174,8 +184,37 @@ def headline_figure(work: Work, metrics: Metrics) -> tuple[str, float]:
     return full, metrics.get(full, math.nan)
 
 
-def price_lines(private: Result, plain: Result) -> list[str]:
-    """The closing block of a private run with the same run without privacy beside it."""
+def with_price(private: Result, plain: Result) -> Result:
+    """A private run's result with that of the same run without privacy beside it, for people and for programs."""
+    values = {**private.values, "without_privacy": plain.values}
+    return replace(private, values=values, lines=_price_lines(private, plain))
+
+
+def model_card(work: Work, result: Result) -> dict[str, Any]:
+    """`model.json`: what a user of the weights needs to know."""
+    job = work.job
+    return {
+        "architecture": {
+            "model": model_reference(job.model),
+            "settings": job.scenario.model.settings if isinstance(job.model, str) else {},
+            "input_shape": list(work.federation.x.shape[1:]),
+            "parameters": work.layout.size,
+        },
+        "task": work.federation.task,
+        "classes": list(work.federation.classes),
+        "preprocessing": dict(work.federation.preprocessing),
+        "metrics": {
+            "protocol": "model/data/weighting/metric",
+            "round_chosen_by": result.values["chosen_by"],
+            **result.values["metrics"],
+        },
+        "best_round": result.values["best_round"],
+        "privacy": result.values.get("privacy"),
+        "fingerprint": result.values["fingerprint"],
+    }
+
+
+def _price_lines(private: Result, plain: Result) -> list[str]:
     pairs = [
         (name, private.values["metrics"][name], plain.values["metrics"].get(name, math.nan))
         for name in private.values["metrics"]
@@ -184,29 +223,6 @@ def price_lines(private: Result, plain: Result) -> list[str]:
     table = [f"{'the price of privacy (test)':<40}{'private':>10}{'without':>10}"]
     table += [f"  {name:<38}{mine:>10.4f}{other:>10.4f}" for name, mine, other in pairs]
     return [*table, "", *private.lines]
-
-
-def model_card(work: Work, result: Result) -> dict[str, Any]:
-    """`model.json`: what a user of the weights needs to know."""
-    job = work.job
-    return {
-        "architecture": {
-            "model": job.model_title,
-            "settings": job.scenario.model.settings,
-            "input_shape": list(work.federation.x.shape[1:]),
-            "parameters": work.layout.size,
-        },
-        "task": work.federation.task,
-        "classes": list(work.federation.classes),
-        "preprocessing": dict(work.federation.preprocessing),
-        "metrics": {
-            "protocol": "model/data/weighting/metric; best round chosen on validation",
-            **result.values["metrics"],
-        },
-        "best_round": result.values["best_round"],
-        "privacy": result.values.get("privacy"),
-        "fingerprint": result.values["fingerprint"],
-    }
 
 
 def _short(path: Path) -> Path:

@@ -23,6 +23,6 @@ def ditto(lamda: float = 0.1, weights: Weighting = "examples") -> Algorithm:
         own = local.train(
             local.state["model"], correct=lambda gradient, params: gradient + lamda * (params - local.received)
         )
-        return Upload(trained.params - local.received, state={"model": own.params})
+        return Upload(trained.params - local.received, state={"model": own.params}, buffers=trained.buffers)
 
     return Algorithm("ditto", client, add_update, weights, client_state={"model": copy_of_model})

@@ -38,6 +38,6 @@ def scaffold(server_lr: float = 1.0, weights: Weighting = "uniform") -> Algorith
         client_state={"control": zeros},
         shared={"control": zeros},
         extra=("control",),
-        optimizers=("sgd",),
+        optimizers=("plain sgd",),
         private="the control is computed from the noised update and public numbers",
     )

@@ -14,7 +14,8 @@ from fedsim.engine.inline import InlineEngine
 from fedsim.job import CorpusSource, Job, ModelSource, prepare
 from fedsim.progress import Silent
 from fedsim.rounds import run_job
-from fedsim.scenario import Scenario, override, parse
+from fedsim.scenario import Scenario, parse
+from fedsim.scenario_files import override
 from fedsim.summary import Result
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ def named(path: Path) -> str:
 FORKING_IMPORTER = """
 import importlib, os, sys, traceback
 import numpy, torch, pydantic, flwr.app, flwr.clientapp, flwr.serverapp.strategy, opacus, ray
-import matplotlib.figure, rich, safetensors.torch, scipy.stats, sklearn.datasets, typer
+import matplotlib.figure, safetensors.torch, scipy.stats, sklearn.datasets, typer
 
 assert not any(name.split(".")[0] == "fedsim" for name in sys.modules)
 for room in sys.argv[1:]:

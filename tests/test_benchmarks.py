@@ -31,7 +31,7 @@ def test_the_tight_epoch_is_plain_sgd() -> None:
     x, y = workload("client_rows")(7)
     with seeds.scope(1, "benchmark"):
         workload("train")(net, x, y)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=workload("LEARNING_RATE"))
+    optimizer = torch.optim.SGD(plain.parameters(), lr=workload("train").__globals__["LEARNING_RATE"])
     with seeds.scope(1, "benchmark"):
         batches = np.split(torch.randperm(len(x)).numpy(), len(x) // workload("BATCH"))
     for rows in batches:

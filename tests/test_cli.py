@@ -12,7 +12,7 @@ import tomli_w
 
 from fedsim import cli, registry
 from fedsim.runs import open_run
-from fedsim.scenario import shipped
+from fedsim.scenario_files import shipped
 from tests import small
 
 
@@ -66,6 +66,11 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.layer(x.flatten(1))
+
+five = 5
+
+def raising():
+    return {}["missing"]
 """
 PRIVACY = ("privacy.example.noise_multiplier=1.0", "privacy.example.max_grad_norm=1.0")
 BAD_SETTINGS: list[tuple[tuple[str, ...], str]] = [
@@ -103,6 +108,21 @@ BAD_SETTINGS: list[tuple[tuple[str, ...], str]] = [
     (("stop.metric=global/central-validation/rows/accurancy", "stop.at_least=0.9"), "accuracy"),
     (("seed",), "--set seed: write it as key=value"),
     (("title.first=x",), "title"),
+    (("strategy.name=wrong.py:five",), "'wrong.py:five' is of type int; name a function or class"),
+    (("data={name='wrong.py:five',partition={kind='iid',clients=3}}",), "is of type int"),
+    (("strategy.name=wrong.py:raising",), "strategy wrong.py:raising: KeyError"),
+    (("strategy.name=leaving.py:any",), "SystemExit: 3"),
+    (("data.min_row=3",), "Did you mean min_rows?"),
+    (("model={nam='mlp'}",), "model.nam is not known. Did you mean name?"),
+    (("model.nmae='mlp'",), "Did you mean name?"),
+    (("data.partition.clients='10'",), "data.partition.clients = '10'"),
+    (("stop.metric=accuracy",), "small.toml: stop.metric: there is no metric 'accuracy'. Did you mean global/"),
+    (("cohort.size=500",), "small.toml: cohort.size = 500: the number of clients is 5"),
+    (
+        (*PRIVACY, "privacy.example.delta=1e-3", "privacy.without={train={learning_rat=1}}"),
+        "Did you mean learning_rate?",
+    ),
+    ((*PRIVACY, "privacy.example.delta=1e-3", "privacy.without={'data.min_rows'=1}"), "without cannot change data"),
     (("engine.kind=rai",), "engine.kind"),
 ]
 
@@ -111,6 +131,7 @@ BAD_SETTINGS: list[tuple[tuple[str, ...], str]] = [
 def test_a_mistake_costs_one_line(settings: tuple[str, ...], hint: str, fedsim: Command, tmp_path: Path) -> None:
     """Exit status 2, one line that says what to change, and nothing on the disk."""
     (tmp_path / "wrong.py").write_text(WRONG_NET)
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 this is no archive")
     before = everything(tmp_path)
     sets = [part for setting in settings for part in ("--set", setting)]
@@ -135,6 +156,10 @@ def test_a_mistake_costs_one_line(settings: tuple[str, ...], hint: str, fedsim: 
         (("run", "small.toml", "--engine", "rey"), "engine.kind"),
         (("run", "small.toml", "--dry-run", "--set", "rounds=0"), "rounds"),
         (("list", "strategie"), "Did you mean strategies?"),
+        (("run", "small.toml", "--dry-run", "--set", "stop.metric=accuracy"), "Did you mean global/"),
+        (("run", "small.toml", "--fast-check", "--out", "mine"), "give one of --dry-run, --fast-check and --out"),
+        (("run", "small.toml", "--dry-run", "--out", "mine"), "give one of --dry-run, --fast-check and --out"),
+        (("partition", "small.toml", "--set", "data.partition.clients=0"), "small.toml: data.partition.clients = 0"),
         (("partition", "small.toml", "--picture", "picture.doc"), "picture"),
         (("partition", "small.toml", "--picture", "absent/picture.svg"), "picture"),
         (("new", "small.toml"), "exists already"),
@@ -191,6 +216,16 @@ def test_json_is_for_programs(fedsim: Command) -> None:
     assert "round" in err
 
 
+def test_json_holds_the_run_without_privacy(fedsim: Command) -> None:
+    """The price of privacy is a private run's first figure, for programs too."""
+    keys = (*PRIVACY, "privacy.example.delta=1e-3", "privacy.without={rounds=2}")
+    settings = [part for key in keys for part in ("--set", key)]
+    summary = json.loads(fedsim("run", "small.toml", *settings, "--out", "mine", "--json").out)
+    assert (summary["rounds"], summary["without_privacy"]["rounds"]) == (3, 2)
+    assert summary["privacy"]["statement"]
+    assert "privacy" not in summary["without_privacy"]
+
+
 def test_the_snapshot_of_a_run_gives_the_run_again(fedsim: Command) -> None:
     """`scenario.toml` in the run folder is resolved: it stands alone."""
     first = json.loads(fedsim("run", "small.toml", "--set", "seed=7", "--out", "one", "--json").out)
@@ -224,6 +259,7 @@ def test_a_fast_check_writes_nothing_and_says_that_all_is_well(fedsim: Command, 
     before = everything(tmp_path)
     status, out, _ = fedsim("run", "small.toml", "--fast-check", "--set", "rounds=1000")
     assert (status, out.splitlines()[-1]) == (0, "the scenario runs")
+    assert "run.db" not in out
     assert json.loads(fedsim("run", "small.toml", "--fast-check", "--json").out)["ok"] is True
     assert everything(tmp_path) == before
 

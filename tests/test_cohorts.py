@@ -94,3 +94,29 @@ def test_a_million_clients_are_drawn_at_once() -> None:
 def test_an_impossible_rule_is_refused_by_its_key(keys: dict[str, Any]) -> None:
     with pytest.raises(ScenarioError, match="cohort"):
         CohortRule(**keys)
+
+
+@settings(deadline=None)
+@given(rules, st.integers(0, 1000), counts, st.data())
+def test_a_client_that_is_not_able_is_never_drawn(
+    rule: CohortRule, seed: int, participations: np.ndarray, data: st.DataObject
+) -> None:
+    """The size stays that of the population, as far as able clients below the limit go."""
+    size = len(participations)
+    able = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    cohort = sample(rule, seed, 1, participations, 4, able=able)
+    remaining = able & (participations < 4)
+    assert all(remaining[client] for client in cohort)
+    if rule.poisson is None:
+        assert len(cohort) == min(int(expected_size(rule, size)), int(remaining.sum()))
+    assert sample(rule, seed, 1, participations, 4, able=np.ones(size, bool)) == sample(
+        rule, seed, 1, participations, 4
+    )
+
+
+def test_clients_that_are_not_able_leave_their_places_to_the_others() -> None:
+    """3 of 10, of whom 6 are able: each of them takes part with 1/2, not 3/10."""
+    taken = np.random.default_rng(0).binomial(40, 0.5, 400_000)
+    limit = participation_limit(CohortRule(size=3), 10, 40, able=6)
+    assert (taken > limit).mean() <= 0.01 < (taken > limit - 1).mean()
+    assert participation_limit(CohortRule(size=8), 10, 40, able=6) == 40

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.algorithm import Algorithm, Batch, Local, Upload, add_update
-from fedsim.errors import ClientError
+from fedsim.errors import ClientError, ModelError
 from fedsim.local import Contribution, Received, Work
 from fedsim.optimizers import effective_steps, learning_rate
 from fedsim.scenario import Schedule, Train
@@ -88,7 +88,7 @@ def test_a_loss_term_has_its_gradient_added() -> None:
     """mu/2 |w - w0|^2 as a term is mu (w - w0) as a correction (FedProx, in two spellings)."""
 
     def as_term(local: Local) -> Upload:
-        def term(model: nn.Module, params: Tensor, batch: Batch) -> Tensor:
+        def term(model: nn.Module, batch: Batch) -> Tensor:
             flat = nn.utils.parameters_to_vector(model.parameters())
             return (((flat - local.received) ** 2).sum() / 2).expand(len(batch.targets))
 
@@ -208,3 +208,119 @@ def test_schedules() -> None:
     assert rates == sorted(rates, reverse=True)
     assert rates[5] == pytest.approx(0.4)
     assert 0 < rates[-1] < 0.03
+
+
+class Stateful(nn.Module):
+    """A net with every kind of buffer: batch norm's averages and counter, and a mask of infinities."""
+
+    mask: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(64, momentum=None)
+        self.layer = nn.Linear(64, classes)
+        self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        masked: Tensor = self.layer(self.norm(x.flatten(1))) + self.mask[0]
+        return masked
+
+
+def test_no_client_sees_what_another_left_in_the_worker() -> None:
+    """Batch norm without momentum counts its batches in an integer buffer; a mask of infinities is no fault."""
+    prepared = small.job(model=Stateful)
+    after_another, alone = Work(prepared), Work(prepared)
+    received = Received(alone.initial, {})
+    after_another.train(0, 1, received, None)
+    contributions = [work.train(1, 1, received, None).vector for work in (after_another, alone)]
+    assert torch.equal(*contributions)
+    assert torch.isfinite(contributions[0]).all()
+
+
+def test_a_personal_pass_does_not_speak_for_the_global_model() -> None:
+    """Ditto's upload is FedAvg's, floating buffers included."""
+    settings = {"rounds": 1}
+    uploads = [
+        work.train(0, 1, Received(work.initial, {}), None).vector
+        for work in (
+            Work(small.job({**settings, "strategy": {"name": name}}, model=Stateful)) for name in ("fedavg", "ditto")
+        )
+    ]
+    assert torch.equal(*uploads)
+
+
+def test_passes_of_a_round_draw_their_own_batches() -> None:
+    seen: list[Tensor] = []
+
+    def half(local: Local) -> Upload:
+        for _ in range(2):
+            seen.append(local.train(local.received).params)
+        return Upload(seen[0] - local.received)
+
+    probe(half, train__batch_size=4)
+    assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_an_update_of_another_shape_is_that_clients_failure(shape: tuple[int, ...]) -> None:
+    """It would be broadcast into the cohort's sum."""
+    with pytest.raises(ClientError, match="round 1, client 0: the strategy's update has shape"):
+        probe(lambda local: Upload(torch.zeros(shape)))
+
+
+def test_a_client_half_cannot_change_what_others_read() -> None:
+    def half(local: Local) -> Upload:
+        local.received.add_(1)
+        return Upload(torch.zeros_like(local.received))
+
+    with pytest.raises(ClientError, match="changed local"):
+        probe(half)
+
+
+def test_a_kept_state_is_changed_by_an_accepted_round_only() -> None:
+    """The client half gets copies: what a failed round does to them is lost."""
+
+    def half(local: Local) -> Upload:
+        local.state["count"].add_(1)
+        raise ValueError("after the fact")
+
+    work = Work(small.job())
+    work.algorithm = Algorithm("probe", half, add_update)
+    kept = {"count": torch.zeros(1)}
+    with pytest.raises(ClientError, match="after the fact"):
+        work.train(0, 1, Received(work.initial, {}), kept)
+    assert kept["count"] == 0
+
+
+class Leaky(nn.Module):
+    """A net that notes the mean of what it sees in a floating buffer."""
+
+    mean: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, classes)
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.copy_(x.detach().flatten(1).mean(0))
+        logits: Tensor = self.layer(x.flatten(1))
+        return logits
+
+
+def test_floating_buffers_stay_at_home_under_privacy() -> None:
+    """Epsilon covers clipped and noised gradients; a buffer is neither, so it is refused (else it is sent)."""
+    work = Work(small.job(model=Leaky))
+    assert work.train(0, 1, Received(work.initial, {}), None).vector[work.layout.size :].any()
+    with pytest.raises(ModelError, match="writes what it saw of rows"):
+        small.job({"privacy.example": small.PRIVATE["privacy.example"]}, model=Leaky)
+
+
+def test_epochs_that_are_not_charged_are_refused_under_privacy() -> None:
+    work = Work(small.job(small.PRIVATE))
+    work.algorithm = Algorithm(
+        "probe", lambda local: Upload(local.train(local.received, epochs=5).params - local.received), add_update
+    )
+    with pytest.raises(ClientError, match="charges the scenario's epochs"):
+        work.train(0, 1, Received(work.initial, {}), None)

@@ -1,5 +1,6 @@
 """Models by name, from a user's own file and as Python objects; and the trial on two rows."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ModelError, ScenarioError
-from fedsim.model import check_model, make_model, model_name
+from fedsim.model import check_model, make_model, model_files, model_name, model_reference
 from fedsim.problem import problem_for
 
 OWN = """
@@ -87,11 +88,11 @@ def test_a_python_object_is_a_model_too(tmp_path: Path) -> None:
         ("mine.py:broken", "model 'mine.py:broken' cannot be built: NameError: name 'undefined' is not defined"),
         ("mine.py:nothing", "model 'mine.py:nothing' gives a NoneType; it should give an nn.Module"),
         ("mine.py:ready", "model 'mine.py:ready' is a Linear; name a class"),
-        ("mine.py:number", "model 'mine.py:number' is a int; name a class"),
+        ("mine.py:number", "model.name: 'mine.py:number' is of type int; name a function or class"),
     ],
 )
 def test_what_is_no_model_is_refused(folder: Path, model: str, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises((ModelError, ScenarioError), match=message):
         build(model, folder)
 
 
@@ -112,6 +113,36 @@ def test_a_sound_model_passes_and_is_left_alone(folder: Path) -> None:
     check("own", module, np.ones((5, 3), dtype=np.float32))
     assert module.training and module[1].training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_the_trial_leaves_the_rows_alone() -> None:
+    class InPlace(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input.sub_(0.5))
+
+    x = np.ones((5, 3), dtype=np.float32)
+    check("own", InPlace(3, 2), x)
+    assert (x == 1.0).all()
+
+
+class Written(nn.Linear):
+    """A model that a caller gives as a Python object."""
+
+
+@pytest.mark.parametrize("model", [Written, functools.partial(Written, 3), Written(3, 2)])
+def test_a_python_object_can_be_found_again(model: Any) -> None:
+    assert model_reference(model) == f"{__name__}:Written"
+    assert model_files(model) == [Path(__file__)]
+
+
+def test_what_is_in_no_file_has_no_source() -> None:
+    typed: dict[str, Any] = {"__name__": "prompt"}
+    exec("class Net: pass\ndef make(): return Net()", typed)
+    assert model_reference(typed["Net"]) == "prompt:Net"
+    unwritten: list[Any] = [typed["Net"], typed["make"], dict, "mlp", "mine.py:Net"]
+    for model in unwritten:
+        assert model_files(model) == []
+    assert model_reference("mine.py:Net") == "mine.py:Net"
 
 
 def test_a_wrong_number_of_outputs_is_named(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import fedsim
 from fedsim.engine.inline import InlineEngine
@@ -38,6 +40,18 @@ class Fatal(nn.Module):
         if self.training and x[:, 2].any():
             os._exit(1)
         return self.layer(x)
+"""
+BROKEN_SERVER = """
+from fedsim.algorithm import Algorithm, Upload
+
+def broken() -> Algorithm:
+    def client(local):
+        return Upload(local.train(local.received).params - local.received)
+
+    def server(server, combined):
+        return server._replace(params=server.shared["nothing"])
+
+    return Algorithm("broken", client, server)
 """
 RAISING = """
 from torch import nn
@@ -147,7 +161,7 @@ def test_participations_are_limited_and_every_one_is_paid_for(strategy: str, out
     assert {row.client: row.participations for row in records.privacy()} == took_part
     assert result.values["stop"]["kind"] == "budget"
     assert len(records.rounds()) == 5, "five clients, two each, two a round"
-    epsilons = {row.client: row.epsilon for row in records.privacy()}
+    epsilons = {row.client: row.epsilon or 0.0 for row in records.privacy()}
     assert result.values["privacy"]["largest"] == max(epsilons.values()) == records.rounds()[-1].epsilon
 
 
@@ -156,7 +170,7 @@ def test_epsilon_of_the_summary_is_what_was_asked_for_at_most(out: Path) -> None
     result = small.run(small.job(small.PRIVATE), out)
     records = open_run(out)
     for row in records.rounds():
-        assert row.epsilon == max(account.epsilon for account in records.privacy(row.number))
+        assert row.epsilon == max(account.epsilon or 0.0 for account in records.privacy(row.number))
     assert 7.5 < result.values["privacy"]["largest"] <= 8.0
     printed = f"{math.ceil(result.values['privacy']['largest'] * 100) / 100:.2f}"
     assert any(f"epsilon {printed} at delta 0.001" in line for line in result.lines)
@@ -342,3 +356,48 @@ def test_an_interrupted_run_says_what_stays(out: Path) -> None:
         run_job(small.job({"rounds": 9}), InlineEngine(), out, Interrupting())
     assert [row.number for row in open_run(out).rounds()] == [1, 2]
     assert open_run(out).summary() == {}
+
+
+class FailsWhenMeasured(nn.Module):
+    """A net that learns, and cannot be evaluated once it has learned."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, classes)
+        with torch.no_grad():
+            self.layer.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and self.layer.bias.any():
+            raise ValueError("boom")
+        logits: torch.Tensor = self.layer(x.flatten(1))
+        return logits
+
+
+def test_a_model_that_cannot_be_measured_ends_the_run_as_a_failure(out: Path) -> None:
+    """With a summary that says so, the failed round not committed, and the last committed model kept."""
+    with pytest.raises(StoppedByPolicy, match="central validation set: evaluation failed: ValueError: boom"):
+        small.run(small.job(model=FailsWhenMeasured), out)
+    with closing(open_run(out)) as records:
+        assert records.rounds() == []
+        assert records.summary()["status"] == "stopped"
+
+
+def test_a_server_half_that_fails_ends_the_run_as_a_failure(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(BROKEN_SERVER)
+    with pytest.raises(StoppedByPolicy, match="round 1: the strategy's server half failed: KeyError: 'nothing'"):
+        small.run(small.job({"strategy": {"name": "own.py:broken"}}, tmp_path), out)
+    with closing(open_run(out)) as records:
+        assert records.summary()["rounds"] == 0
+
+
+def test_clients_without_train_rows_are_never_selected(out: Path) -> None:
+    """`min_rows = 0` asks for such clients; nobody waits for them, and weights and epsilon ignore them."""
+    uneven = {"kind": "quantity", "clients": 6, "alpha": 20.0}
+    changes = {"data.partition": uneven, "data.min_rows": 0, "train.steps": 2, "rounds": 2}
+    job = small.job(changes)
+    empty = set(np.flatnonzero(job.federation.train_rows == 0).tolist())
+    assert empty
+    small.run(job, out)
+    with closing(open_run(out)) as records:
+        assert {row.client for row in records.clients() if row.phase == "train"} == set(range(6)) - empty

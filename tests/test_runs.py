@@ -22,8 +22,9 @@ from fedsim.environment import environment
 from fedsim.errors import RunFolderError
 from fedsim.parameters import FlatModule, Layout, Weights, fingerprint, layout_of
 from fedsim.records import ClientRow, Event, EventRow, LedgerRow, Phase, RoundRecord
-from fedsim.runs import RunFolder, open_run
+from fedsim.runs import RunFolder, check_out, open_run
 
+MADE = environment("digest", corpus="digits", model="own:Net")
 FORK = multiprocessing.get_context("fork")
 ACCURACY = "global/central-validation/rows/accuracy"
 
@@ -61,8 +62,8 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path, model: FlatModule, weight
     rows = [client(1, 0), client(1, 0, "evaluate"), client(1, 7, error="ClientError: the loss is not finite")]
     record = RoundRecord(1, 2.5, 2, 1, {ACCURACY: 0.25, "odd": math.nan}, 0.75, fingerprint(weights), rows)
     with created(tmp_path / "run") as folder:
-        ledger, events = [LedgerRow(0, 1, 0.75), LedgerRow(7, 1, 0.5)], [Event("worker", "replaced")]
-        folder.commit(record, model.layout, weights, ledger=ledger, events=events, best=True)
+        ledger = [LedgerRow(0, 1, 0.75), LedgerRow(7, 1, 0.5)]
+        folder.commit(record, model.layout, weights, ledger=ledger, best=True)
     with closing(open_run(tmp_path / "run")) as read:
         (row,) = read.rounds()
         assert (row.number, row.seconds, row.cohort, row.failed, row.epsilon) == (1, 2.5, 2, 1, 0.75)
@@ -71,7 +72,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path, model: FlatModule, weight
         assert read.clients(round=2) == []
         assert read.metrics()[ACCURACY] == {1: 0.25} and math.isnan(read.metrics()["odd"][1])
         assert read.privacy() == ledger
-        assert read.events() == [EventRow(1, "worker", "replaced")]
+        assert read.events() == []
         assert read.summary() == {}
     with closing(sqlite3.connect(tmp_path / "run" / "run.db")) as database:
         failures = database.execute("SELECT * FROM failures").fetchall()
@@ -88,6 +89,44 @@ def test_an_account_is_the_one_after_the_asked_round(tmp_path: Path, model: Flat
         assert read.privacy(round=1) == [(0, 1, 0.5), (4, 1, 0.5)]
         assert read.privacy(round=2) == [(0, 2, 0.7), (4, 1, 0.5)]
         assert read.privacy() == [(0, 2, 0.7), (4, 1, 0.5), (9, 1, 0.5)]
+
+
+def test_a_finished_run_has_everybodys_account(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    """A slow accountant leaves epsilon open until the end; client 4 was charged for a round that was not committed."""
+    with created(tmp_path / "run") as folder:
+        folder.commit(round_of(1, weights), model.layout, weights, ledger=[(0, 1, None), (4, 1, None)])
+        folder.commit(round_of(2, weights), model.layout, weights, ledger=[(0, 2, None)])
+        with closing(open_run(tmp_path / "run")) as read:
+            assert read.privacy() == [(0, 2, None), (4, 1, None)]
+        events = [Event("client failed", "round 3, client 4: odd"), Event("failure", "all 1 clients failed")]
+        folder.finish({}, {}, model.layout, weights, ledger=[(0, 2, 0.75), (4, 2, 0.5)], events=events)
+    with closing(open_run(tmp_path / "run")) as read:
+        assert read.privacy(round=1) == [(0, 1, None), (4, 1, None)]
+        assert read.privacy() == [LedgerRow(0, 2, 0.75), LedgerRow(4, 2, 0.5)]
+        assert read.events() == [EventRow(2, *event) for event in events]
+
+
+def test_an_account_of_a_run_without_a_round_is_kept(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    with created(tmp_path / "run") as folder:
+        folder.finish({}, {}, model.layout, weights, ledger=[(3, 1, 0.5)])
+    with closing(open_run(tmp_path / "run")) as read:
+        assert read.privacy() == [LedgerRow(3, 1, 0.5)]
+
+
+def test_saved_models_are_whole(tmp_path: Path) -> None:
+    """Frozen parameters and batch norm's counter too: a strict load gives the model back."""
+    made = net()
+    made[2].weight.requires_grad_(False)  # type: ignore[index]
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    flat = FlatModule(made)
+    weights = Weights(flat.vector, flat.buffers)
+    with created(tmp_path / "run") as folder:
+        folder.commit(round_of(1, weights), flat.layout, weights, constants=flat.constants, best=True)
+        folder.finish({}, {}, flat.layout, weights, constants=flat.constants)
+    for file in ("best", "last"):
+        plain = net()
+        plain.load_state_dict(load_file(tmp_path / "run" / "model" / f"{file}.safetensors"), strict=True)
+        assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
 
 
 def test_models_load_in_plain_torch(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
@@ -241,7 +280,7 @@ def test_the_folder_says_where_the_run_came_from(tmp_path: Path) -> None:
         (tmp_path / place).mkdir()
         (tmp_path / place / "mine.py").write_text(text)
     sources = [tmp_path / "a" / "mine.py", tmp_path / "b" / "mine.py", tmp_path / "a" / "mine.py"]
-    with RunFolder.create(tmp_path / "run", "test", "seed = 1\n", sources, environment("digest")) as folder:
+    with RunFolder.create(tmp_path / "run", "test", "seed = 1\n", sources, MADE) as folder:
         path = folder.path
     assert (path / "scenario.toml").read_text() == "seed = 1\n"
     assert names_in(path) == ["checkpoints", "environment.json", "model", "run.db", "scenario.toml", "sources"]
@@ -252,6 +291,7 @@ def test_the_folder_says_where_the_run_came_from(tmp_path: Path) -> None:
     }
     assert (path / "sources" / "mine-2.py").read_text() == "x = 2\n"
     assert kept["packages"]["torch"] == torch.__version__ and kept["processor"] and kept["data_sha256"] == "digest"
+    assert kept["corpus"] == "digits" and kept["model"] == "own:Net"
 
 
 def test_without_a_path_runs_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +302,12 @@ def test_without_a_path_runs_are_told_apart(tmp_path: Path, monkeypatch: pytest.
         folder.close()
         assert folder.path.parent == tmp_path / "runs"
         assert re.fullmatch(r"\d{8}-\d{4}-private-fedavg-[0-9a-f]{4}", folder.path.name)
+
+
+def test_a_long_name_still_makes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with RunFolder.create(None, "long " * 60, "", [], {}) as folder:
+        assert folder.path.is_dir()
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
@@ -277,6 +323,16 @@ def test_an_existing_out_folder_is_refused_and_untouched(tmp_path: Path, kind: s
         created(out)
     assert names_in(tmp_path) == ["out"]
     assert kind != "file" or out.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("n" * 300, "File name too long"), ("file/run", "Not a directory"), ("loop/run", "Too many")]
+)
+def test_an_impossible_out_folder_is_told_before_anything_is_trained(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(RunFolderError, match=rf"^run folder \S+ cannot be written \({reason}.*; choose another"):
+        check_out(tmp_path / name)
 
 
 def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:

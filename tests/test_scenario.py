@@ -9,9 +9,9 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim import scenario as scenarios
 from fedsim.errors import ScenarioError
-from fedsim.scenario import Scenario, load, override, parse
+from fedsim.scenario import Scenario, load, parse
+from fedsim.scenario_files import override, shipped
 
 BASE = """
 title = "base"
@@ -217,6 +217,13 @@ def test_override_leaves_its_argument_alone() -> None:
         ("stop.at_least=0.9", r"stop: at_least and at_most need metric"),
         ("rounds", r"--set rounds: write it as key=value"),
         ("=3", r"--set =3: write it as key=value"),
+        ("origin=foo", r"^quickstart: origin is not known\."),
+        ("folder=/tmp", r"^quickstart: folder is not known\."),
+        ("train.schedule={every=10}", r"train\.schedule: with factor 1 nothing changes"),
+        ("train.schedule={kind='cosine',factor=0.5}", r"train\.schedule: every and factor belong to kind step"),
+        ("privacy={without={}}", r"privacy: without needs example"),
+        ("privacy.without={'data.min_rows'=3}", r"privacy: without cannot change data\.min_rows; only rounds"),
+        ("privacy.without={model={name='mlp'}}", r"privacy: without cannot change model\.name"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_key_and_remedy(setting: str, message: str) -> None:
@@ -229,6 +236,33 @@ def test_a_missing_key_is_named_with_its_file(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.toml", BASE.replace("batch_size = 8", ""))
     with pytest.raises(ScenarioError, match=r"mine\.toml: train\.batch_size is missing"):
         load(str(path))
+
+
+def test_what_only_privacy_spends_needs_privacy(base: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"base\.toml: stop\.epsilon needs privacy\.example"):
+        load(str(base), ["stop.epsilon=3"])
+
+
+@pytest.mark.parametrize(
+    ("right", "typo"),
+    [
+        ("learning_rate", "train.learning_rat"),
+        ("partition", "data.partitoin"),
+        ("name", "data.nmae"),
+        ("title", "titel"),
+    ],
+)
+def test_a_typo_in_a_required_key_is_not_called_missing(base: Path, right: str, typo: str) -> None:
+    path = write(base, base.read_text().replace(f"{right} = ", f"{typo.rpartition('.')[2]} = ", 1))
+    with pytest.raises(ScenarioError, match=rf"base\.toml: {typo} is not known\. Did you mean {right}\?"):
+        load(str(path))
+
+
+def test_without_takes_dotted_keys_and_tables_alike() -> None:
+    """TOML makes a table of `train.learning_rate` where it is not quoted."""
+    dotted = load("quickstart", ["privacy.without={'train.learning_rate'=0.5, rounds=3}"])
+    tables = load("quickstart", ["privacy.without={train.learning_rate=0.5, rounds=3}"])
+    assert dotted.privacy.changes == tables.privacy.changes == {"train.learning_rate": 0.5, "rounds": 3}
 
 
 @pytest.mark.parametrize("content", [b"rounds = ", b"\xff\xfe", b"a = 1\na = 2"], ids=["cut", "no text", "twice"])
@@ -295,7 +329,7 @@ def test_the_resolved_snapshot_is_the_same_scenario(tmp_path_factory: pytest.Tem
     assert again.to_toml() == original.to_toml()
 
 
-@pytest.mark.parametrize("name", scenarios.shipped())
+@pytest.mark.parametrize("name", shipped())
 def test_snapshots_of_shipped_scenarios_stand_alone(name: str, tmp_path: Path) -> None:
     """A run folder's scenario.toml needs no other file."""
     copy = write(tmp_path / "scenario.toml", load(name).to_toml())
@@ -305,6 +339,24 @@ def test_snapshots_of_shipped_scenarios_stand_alone(name: str, tmp_path: Path) -
 def test_changed_is_load_with_the_same_settings() -> None:
     changes = {"cohort.size": 4, "train.learning_rate": math.pi}
     assert load("quickstart").changed(changes) == load("quickstart", [f"{k}={v!r}" for k, v in changes.items()])
+
+
+def test_a_base_in_another_folder_keeps_its_own_files(tmp_path: Path) -> None:
+    """What a file names lies beside that file, whoever extends it."""
+    (shared := tmp_path / "shared").mkdir()
+    (mine := tmp_path / "mine").mkdir()
+    write(shared / "net.py", "")
+    write(shared / "rows.csv", "")
+    text = BASE.replace('"cnn"\npreset = "small"', '"net.py:net"').replace('"digits"', '"csv"\npath = "rows.csv"')
+    write(shared / "base.toml", text)
+    write(mine / "strategy.py", "")
+    own = 'extends = "../shared/base.toml"\n[strategy]\nname = "strategy.py:mine"'
+    scenario = load(str(write(mine / "mine.toml", own)))
+    found = {path.resolve() for path in scenario.own_files()}
+    assert found == {shared / "net.py", shared / "rows.csv", mine / "strategy.py"}
+    assert (scenario.model.name, scenario.folder) == ("../shared/net.py:net", mine)
+    grandchild = load(str(write(tmp_path / "third.toml", 'extends = "mine/mine.toml"')))
+    assert {path.resolve() for path in grandchild.own_files()} == found
 
 
 def test_own_files_are_those_that_the_scenario_names_and_that_exist(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from fedsim.errors import DataError
 _PARTS: tuple[Part, ...] = ("train", "validation", "test")
 _SHADES = ("0.25", "0.6", "0.85")  # grey, so that print and every eye can tell them apart
 _MOST_BUBBLES = 40
+_WIDTH = 80
 _FORMATS = (".svg", ".png", ".pdf")
 
 
@@ -56,16 +57,24 @@ def summary(federation: Federation) -> dict[str, Any]:
 
 
 def table_lines(federation: Federation) -> list[str]:
-    """The table and the summary as text of at most 80 columns; label counts where ten classes or fewer fit."""
-    counts = _label_counts(federation)
-    labels = federation.classes if counts is not None and len(federation.classes) <= 10 else ()
-    head = f"{'client':<20}{'train':>7}{'valid':>7}{'test':>6}" + "".join(f"{name[:4]:>4}" for name in labels)
-    lines = [head]
-    for client, sizes in enumerate(_sizes(federation)):
-        cells = "".join(f"{count:>4}" for count in counts[client]) if counts is not None and labels else ""
-        lines.append(f"{federation.names[client][:19]:<20}{sizes[0]:>7}{sizes[1]:>7}{sizes[2]:>6}{cells}")
+    """The table and the summary as text of at most 80 columns; label counts where they fit."""
+    sizes, counts = _sizes(federation), _label_counts(federation)
+    head = ["client", *_PARTS]
+    rows = [[name[:20], *map(str, row)] for name, row in zip(federation.names, sizes, strict=True)]
+    lines = _aligned([head, *rows])
+    if counts is not None:
+        labelled = _aligned(
+            [[*head, *federation.classes], *([*row, *map(str, c)] for row, c in zip(rows, counts, strict=True))]
+        )
+        lines = labelled if len(labelled[0]) <= _WIDTH else lines
     figures = summary(federation)
     return [*lines, "", *(f"{name.replace('_', ' ')}: {_shown(figure)}" for name, figure in figures.items())]
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equal length: the first column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
 
 
 def picture(federation: Federation, path: Path) -> None:

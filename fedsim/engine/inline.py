@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from fedsim.flower import chunk_program
 from fedsim.grid import Chunk, ChunkResult, SimulatedGrid
 from fedsim.job import Job
-from fedsim.local import Work
+from fedsim.local import Work, one_thread
 
 
 class InlineEngine:
@@ -28,9 +26,9 @@ class InlineGrid(SimulatedGrid):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job.federation.clients)
-        torch.set_num_threads(1)
         self._program = chunk_program(Work(job))
 
+    @one_thread()
     def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
         """Do all chunks' work in order; there is no time limit in one process."""
         return [self._program(chunk) for chunk in chunks]

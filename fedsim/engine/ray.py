@@ -49,6 +49,42 @@ class Parcel(NamedTuple):
     states: Mapping[int, State | None]
 
 
+class Placed(NamedTuple):
+    """A record and where it lies in the object store; holding the record keeps its `id` its own."""
+
+    record: ArrayRecord
+    ref: "ray.ObjectRef[Any]"
+
+
+class Store:
+    """Records in Ray's object store, each placed once for as long as calls go on naming it."""
+
+    def __init__(self) -> None:
+        self._placed: dict[int, Placed] = {}
+
+    def parcels(self, chunks: Sequence[Chunk]) -> list[Parcel]:
+        """Chunks without their arrays; what the last call placed and this one does not name is let go."""
+        used: dict[int, Placed] = {}
+        parcels = [self._parcel(chunk, used) for chunk in chunks]
+        self._placed = used
+        return parcels
+
+    def _parcel(self, chunk: Chunk, used: dict[int, Placed]) -> Parcel:
+        messages, records = [], []
+        for message in chunk.messages:
+            refs, content = {}, RecordDict()
+            for key, record in message.content.items():
+                if isinstance(record, ArrayRecord):
+                    placed = used.get(id(record)) or self._placed.get(id(record))
+                    used[id(record)] = placed or Placed(record, ray.put(_pack(record)))
+                    refs[key] = used[id(record)].ref
+                else:
+                    content[key] = record
+            messages.append(with_content(message, content))
+            records.append(refs)
+        return Parcel(messages, records, chunk.states)
+
+
 class Worker:
     """An actor: does the work of one job, chunk after chunk, on one thread."""
 
@@ -114,6 +150,7 @@ class RayGrid(SimulatedGrid):
     def __init__(self, engine: RayEngine, job: Job) -> None:
         super().__init__(job.federation.clients)
         self._engine = engine
+        self._store = Store()
         self._federation = ray.put(job.federation)
         self._job = ray.put(replace(job, federation=_without_rows(job.federation)))
         ray.get([self._install(actor) for actor in engine.actors])
@@ -123,8 +160,7 @@ class RayGrid(SimulatedGrid):
 
     def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
         """Keep every worker busy until all chunks are done."""
-        store: dict[int, ray.ObjectRef[Any]] = {}
-        parcels = [_parcel(chunk, store) for chunk in chunks]
+        parcels = self._store.parcels(chunks)
         waiting = deque(sorted(range(len(chunks)), key=lambda number: -len(chunks[number].messages)))
         attempts = dict.fromkeys(waiting, 0)
         idle = list(range(len(self._engine.actors)))
@@ -187,24 +223,6 @@ def _interrupts_deferred() -> Iterator[None]:
 def _lost(chunk: Chunk, reason: str) -> ChunkResult:
     text = f"the worker died {ATTEMPTS} times while it ran this client's chunk: {' '.join(reason.split())[:200]}"
     return ChunkResult([failure(message, WORKER_LOST, text) for message in chunk.messages], {})
-
-
-def _parcel(chunk: Chunk, store: dict[int, Any]) -> Parcel:
-    """Take a chunk's arrays out of its messages; each distinct record is placed once."""
-    messages, records = [], []
-    for message in chunk.messages:
-        refs = {}
-        content = RecordDict()
-        for key, record in message.content.items():
-            if isinstance(record, ArrayRecord):
-                if id(record) not in store:
-                    store[id(record)] = ray.put(_pack(record))
-                refs[key] = store[id(record)]
-            else:
-                content[key] = record
-        messages.append(with_content(message, content))
-        records.append(refs)
-    return Parcel(messages, records, chunk.states)
 
 
 def _pack(record: ArrayRecord) -> dict[str, Flat]:

@@ -58,6 +58,26 @@ def epsilon(noise_multiplier: float, rate: float, steps: int, delta: float, acco
     return by_rdp if accountant == "rdp" else min(by_rdp, _prv_epsilon(noise_multiplier, rate, steps, delta))
 
 
+def epsilons(noise_multiplier: float, charges: Sequence[Steps], delta: float, accountant: Accountant) -> np.ndarray:
+    """`epsilon` of many charges [N], to the bit; under "rdp" all step counts of a rate in one expression."""
+    if accountant == "prv" or noise_multiplier == 0:
+        return np.array([epsilon(noise_multiplier, *charge, delta, accountant) for charge in charges])
+    rates, steps = np.array([charge.rate for charge in charges]), np.array([charge.steps for charge in charges])
+    found = np.zeros(len(charges))
+    for rate in set(rates.tolist()) - {0.0}:
+        places = np.flatnonzero((rates == rate) & (steps > 0))
+        found[places] = _rdp_epsilons(noise_multiplier, rate, steps[places], delta)
+    return found
+
+
+def rounded_up(value: float, places: int = 2) -> str:
+    """An epsilon for people, never below the value: what is printed must not promise more than was kept."""
+    nearest = f"{value:.{places}f}"
+    if float(nearest) < value:
+        nearest = f"{value + 10**-places:.{places}f}"
+    return nearest if math.isfinite(value) else "infinite"
+
+
 def largest(
     noise_multiplier: float, charges: Iterable[Steps], delta: float, accountant: Accountant
 ) -> tuple[float, Steps | None]:
@@ -124,7 +144,7 @@ def _undominated(charges: Iterable[Steps]) -> list[Steps]:
     return kept
 
 
-@lru_cache(maxsize=1_000_000)
+@lru_cache(maxsize=65536)  # neighbouring orders share half of their tenths
 def _rdp(noise_multiplier: float, rate: float, order: float) -> float:
     """RDP of one step at one order; infinite where Opacus' series does not converge."""
     from opacus.accountants.analysis.rdp import compute_rdp
@@ -138,20 +158,39 @@ def _rdp(noise_multiplier: float, rate: float, order: float) -> float:
 
 @lru_cache(maxsize=65536)
 def _rdp_epsilon(noise_multiplier: float, rate: float, steps: int, delta: float) -> float:
-    """The least epsilon over ORDERS and, where these are far apart for their size, tenths around the best."""
-    from opacus.accountants.analysis.rdp import get_privacy_spent
+    return float(_rdp_epsilons(noise_multiplier, rate, np.array([steps]), delta)[0])
 
-    def at(orders: Sequence[float]) -> tuple[float, float]:
-        rdp = steps * np.array([_rdp(noise_multiplier, rate, order) for order in orders])
-        found, best = get_privacy_spent(orders=orders, rdp=rdp, delta=delta)
-        return float(found), float(best)
 
+def _rdp_epsilons(noise_multiplier: float, rate: float, steps: np.ndarray, delta: float) -> np.ndarray:
+    """[N] the least epsilon over ORDERS and, where these are far apart for their size, tenths around the best."""
+    by_order = _by_order(noise_multiplier, rate, ORDERS, steps, delta)
+    found, best = by_order.min(axis=1), np.array(ORDERS)[by_order.argmin(axis=1)]
+    for order in set(best[best <= _TENTHS_UP_TO].tolist()):
+        tenths = tuple(order + tenth / 10 for tenth in range(-9, 10) if tenth)
+        near = best == order
+        between = _by_order(noise_multiplier, rate, tenths, steps[near], delta).min(axis=1)
+        found[near] = np.minimum(found[near], between)
+    clipped: np.ndarray = np.maximum(found, 0.0)
+    return clipped
+
+
+def _by_order(
+    noise_multiplier: float, rate: float, orders: tuple[float, ...], steps: np.ndarray, delta: float
+) -> np.ndarray:
+    """[N, orders] epsilon at each order: Balle et al. 2020, theorem 21; infinite where RDP is."""
+    alpha = np.array(orders, dtype=float)
+    conversion = np.log1p(-1 / alpha) - (math.log(delta) + np.log(alpha)) / (alpha - 1)
+    by_order: np.ndarray = steps[:, None] * _curve(noise_multiplier, rate, orders) + conversion
+    return by_order
+
+
+@lru_cache(maxsize=65536)
+def _curve(noise_multiplier: float, rate: float, orders: tuple[float, ...]) -> np.ndarray:
+    """RDP of one step at each order, computed once for each rate."""
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found, best = at(ORDERS)
-        if best <= _TENTHS_UP_TO:
-            found = min(found, at([best + tenth / 10 for tenth in range(-9, 10) if tenth])[0])
-    return max(0.0, found)
+        curve: np.ndarray = np.array([_rdp(noise_multiplier, rate, order) for order in orders])
+    return curve
 
 
 @lru_cache(maxsize=4096)

@@ -2,7 +2,7 @@
 
 Everything follows from the declared number of rows n and the batch size B: rate q = min(1, B / n), steps per
 epoch = ceil(n / B), divisor q n. The size of the batch that was drawn enters nowhere, since it depends on the
-data set that is to be protected.
+data set that is to be protected. A client without rows draws nothing, takes no step and spends nothing.
 """
 
 import math
@@ -11,8 +11,8 @@ import numpy as np
 
 
 def sampling_rate(rows: int, batch_size: int) -> float:
-    """q = min(1, B / n), the probability with which each row enters a batch."""
-    return min(1.0, batch_size / rows)
+    """q = min(1, B / n), the probability with which each row enters a batch; 0 where there is none."""
+    return min(1.0, batch_size / rows) if rows else 0.0
 
 
 def expected_batch(rows: int, batch_size: int) -> float:

@@ -6,11 +6,9 @@ the plain model's layout, so that a private client's update has the same coordin
 """
 
 import copy
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from opacus.grad_sample import GradSampleHooks
 from opacus.layers import DPLSTM
@@ -23,13 +21,15 @@ from torch.utils.hooks import RemovableHandle
 from fedsim import seeds
 from fedsim.errors import ClientError, ModelError
 from fedsim.parameters import FlatModule
+from fedsim.privacy.hooks import clear, quiet
+from fedsim.privacy.trial import try_rows
 
 
 def private_module(plain: nn.Module, name: str) -> FlatModule:
     """A twin of a model that yields per-example gradients, on flat vectors in the model's own layout.
 
     `nn.LSTM` becomes Opacus' `DPLSTM` with the same weights by name; the rest is a copy. The twin's first
-    forward pass also tries, on one row, that per-example gradients are right.
+    forward pass is preceded by a trial, on three rows, that per-example gradients are right.
 
     Args:
         plain: the model; it is not changed.
@@ -37,7 +37,7 @@ def private_module(plain: nn.Module, name: str) -> FlatModule:
 
     Raises:
         ModelError: a layer mixes the rows of a batch or has no per-example gradient; or, in the first
-            forward pass, a layer's batch is not the model's, or a parameter is used outside its layer.
+            forward pass, what `trial.try_rows` finds.
     """
     _refuse_layers(plain, name)
     twin = _with_private_lstms(plain).train()
@@ -70,7 +70,7 @@ def clipped_gradient_sum(flat: FlatModule, losses: Tensor, max_grad_norm: float)
     try:
         _refuse_infinite(losses.detach(), "loss")
         flat.gradient.zero_()
-        with _without_hook_warning():
+        with quiet():
             torch.autograd.backward(losses.sum())
         parameters = dict(flat.module.named_parameters())
         samples = {slot: parameters[slot.name].grad_sample for slot in flat.layout.parameters}  # type: ignore[attr-defined]
@@ -88,7 +88,7 @@ def clipped_gradient_sum(flat: FlatModule, losses: Tensor, max_grad_norm: float)
 
 
 def noisy_gradient(
-    clipped_sum: Tensor, noise_multiplier: float, max_grad_norm: float, divisor: float, generator: torch.Generator
+    clipped_sum: Tensor, noise_multiplier: float, max_grad_norm: float, divisor: float, generator: np.random.Generator
 ) -> Tensor:
     """(clipped sum + z C N(0, I)) / (q n), the gradient of one private step.
 
@@ -97,9 +97,10 @@ def noisy_gradient(
         noise_multiplier: z >= 0.
         max_grad_norm: C > 0.
         divisor: q n, from `batches.expected_batch`.
-        generator: where the noise comes from.
+        generator: where the noise comes from; NumPy's, since torch's on the CPU has 2^32 streams only.
     """
-    noise = torch.randn(clipped_sum.shape, generator=generator, dtype=clipped_sum.dtype)
+    kind = np.float64 if clipped_sum.dtype == torch.float64 else np.float32
+    noise = torch.from_numpy(generator.standard_normal(tuple(clipped_sum.shape), dtype=kind)).to(clipped_sum.dtype)
     return (clipped_sum + noise_multiplier * max_grad_norm * noise) / divisor
 
 
@@ -109,12 +110,7 @@ def forget(flat: FlatModule) -> None:
     A forward pass without its backward pass (a loss that raised) would otherwise leave activations to be
     paired with the next client's gradients: call this before a client's first step.
     """
-    for parameter in flat.module.parameters():
-        parameter.grad_sample, parameter._forward_counter = None, 0  # type: ignore[attr-defined]
-        vars(parameter).pop("_current_grad_sample", None)
-    for module in flat.module.modules():
-        vars(module).pop("activations", None)
-        vars(module).pop("max_batch_len", None)
+    clear(flat.module)
 
 
 _REPLACEMENTS: dict[type[nn.Module], str] = {
@@ -138,6 +134,9 @@ def _refuse_layers(plain: nn.Module, name: str) -> None:
             raise _refusal(name, label, layer, "Set its dropout to 0 and put nn.Dropout between layers.")
         if isinstance(layer, nn.LSTM) and layer.proj_size:
             raise _refusal(name, label, layer, "Set its proj_size to 0 and add an nn.Linear.")
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
+            # It rescales the rows of its weight that a batch uses, in the forward pass and without noise.
+            raise _refusal(name, label, layer, "Leave max_norm unset.")
 
 
 def _refuse_unknown_layers(twin: nn.Module, name: str) -> None:
@@ -184,46 +183,12 @@ def _try_at_first_forward(flat: FlatModule, name: str) -> None:
         nonlocal handle
         handle.remove()
         try:
-            _compare_one_row(module, tuple(part[:1] for part in inputs), name)
+            try_rows(module, inputs, name)
         except Exception:
             handle = module.register_forward_pre_hook(trial)
             raise
-        finally:
-            forget(flat)
-            flat.gradient.zero_()
 
     handle = flat.module.register_forward_pre_hook(trial)
-
-
-def _compare_one_row(module: nn.Module, row: tuple[Tensor, ...], name: str) -> None:
-    """Compare Opacus' gradient of one row with autograd's.
-
-    Opacus takes a layer's first dimension for the rows. Where it is not (positions looked up once for the
-    whole batch, time first), or a weight is used outside its layer, its gradients are wrong and nothing
-    says so. With a single row both are the same numbers, so any difference shows.
-    """
-    with seeds.scope(0, "private trial"), torch.enable_grad():
-        output = module(*row)
-        weights = torch.cos(torch.arange(output.numel(), dtype=output.dtype)).view_as(output)
-        try:
-            with _without_hook_warning():
-                torch.autograd.backward((output * weights).sum())
-        except RuntimeError as error:
-            raise ModelError(f"model {name!r}: Opacus finds no per-example gradients: {error}") from error
-    for key, parameter in module.named_parameters():
-        if parameter.requires_grad and not _same_gradient(parameter):
-            raise ModelError(
-                f"model {name!r}: per-example gradients of parameter {key!r} are wrong under privacy.example. "
-                "Give every layer the batch as its first dimension, and use a layer's weights only by calling it."
-            )
-
-
-def _same_gradient(parameter: nn.Parameter) -> bool:
-    whole, sample = parameter.grad, parameter.grad_sample  # type: ignore[attr-defined]
-    if whole is None or sample is None:
-        return whole is None or not bool(whole.any())
-    tolerance = 1e-4 * float(whole.abs().max())
-    return len(sample) == 1 and torch.allclose(sample[0], whole, rtol=1e-3, atol=tolerance)
 
 
 def _rounded_down(factors: Tensor, dtype: torch.dtype) -> Tensor:
@@ -237,12 +202,3 @@ def _refuse_infinite(values: Tensor, what: str) -> None:
     bad = int((~torch.isfinite(values)).sum())
     if bad:
         raise ClientError(f"the {what} of {bad} of {len(values)} rows is not finite. Lower train.learning_rate.")
-
-
-@contextmanager
-def _without_hook_warning() -> Iterator[None]:
-    """Silence torch's note that a layer on integer inputs (an embedding) has no input gradient."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        warnings.filterwarnings("ignore", message="In CPU autocast")
-        yield

@@ -4,7 +4,6 @@ A client is charged when it is selected, whether or not it answers. A client's c
 rate, noise and steps in every participation), so its whole ledger is the number of participations.
 """
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedsim.errors import PrivacyError
-from fedsim.privacy.accountant import Steps, epsilon, largest
+from fedsim.privacy.accountant import Accountant, Steps, epsilons, largest, rounded_up
 from fedsim.privacy.plan import Plan
 
 
@@ -35,11 +34,11 @@ class Spent(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One client's line in the record."""
+    """One client's line in the record; its epsilon is None where it is left for the end of the run."""
 
     client: int
     participations: int
-    epsilon: float
+    epsilon: float | None
 
 
 class Ledger:
@@ -56,8 +55,8 @@ class Ledger:
 
     @property
     def exhausted(self) -> bool:
-        """Whether no client may take part any more."""
-        return bool((self.participations >= self.plan.max_participations).all())
+        """Whether no client with rows may take part any more."""
+        return bool((self.participations >= self.plan.max_participations)[self.plan.steps > 0].all())
 
     def charge(self, clients: Sequence[int]) -> None:
         """Charge one participation to each client of a cohort; call before the round runs.
@@ -103,13 +102,16 @@ class Ledger:
         )
 
     def rows(self, cohort: Sequence[int] | None = None) -> list[Row]:
-        """Every client that took part, by number; or those of a cohort alone."""
+        """Every client that took part, by number; or those of a cohort alone, cheap enough for every round.
+
+        PRV takes up to a second for each distinct charge, so a cohort's rows have no epsilon under it.
+        """
         clients = self._took_part()
         if cohort is not None:
             clients = clients[np.isin(clients, cohort)]
-        epsilons = self._epsilons(clients, self.plan.delta)
-        counts = self.participations[clients]
-        return [Row(*row) for row in zip(clients.tolist(), counts.tolist(), epsilons.tolist(), strict=True)]
+        later = cohort is not None and self.plan.accountant == "prv"
+        spent = [None] * len(clients) if later else self._epsilons(clients, self.plan.delta).tolist()
+        return [Row(*row) for row in zip(clients.tolist(), self.participations[clients].tolist(), spent, strict=True)]
 
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint keeps."""
@@ -142,30 +144,27 @@ class Ledger:
 
     def _epsilons(self, clients: np.ndarray, delta: float) -> np.ndarray:
         """Epsilon of each of these clients; one computation per distinct charge."""
-        plan = self.plan
         charges, index = self._charges(clients)
-        of_charges = [epsilon(plan.noise_multiplier, *charge, delta, plan.accountant) for charge in charges]
-        return np.array([of_charges[place] for place in index])
+        of_clients: np.ndarray = epsilons(self.plan.noise_multiplier, charges, delta, self.plan.accountant)[index]
+        return of_clients
+
+
+_ACCOUNTANTS: dict[Accountant, str] = {"rdp": "Renyi DP", "prv": "privacy loss random variables"}
 
 
 def statement(plan: Plan, spent: Spent) -> list[str]:
     """What the printed epsilon means, in lines of at most 80 columns for summary and report."""
     unit = "row" if plan.window is None else f"window of {plan.window} tokens"
-    accountant = {"rdp": "Renyi DP", "prv": "privacy loss random variables"}[plan.accountant]
-    largest, median, smallest = (_rounded_up(value) for value in (spent.largest, spent.median, spent.smallest))
+    most, median, smallest = (rounded_up(value) for value in (spent.largest, spent.median, spent.smallest))
     lines = [
-        f"epsilon {largest} at delta {spent.delta:g} (largest client; median {median}, smallest {smallest})",
-        f"protects one {unit}, not one person; relation: zero-out (add or remove it)",
+        f"epsilon {most} at delta {spent.delta:g} (largest client; median {median}, smallest {smallest})",
+        f"protects one {unit}, not one person; relation: zero-out (add or remove it, the count public)",
         f"mechanism: Poisson-sampled Gaussian, noise {plan.noise_multiplier:.4g}, clip {plan.max_grad_norm:g}",
-        f"adversary: the server and all it tells; accountant: {accountant}",
-        "covers the model after every round and nothing else: no losses, no counts",
+        f"adversary: the server and all it tells; accountant: {_ACCOUNTANTS[plan.accountant]}",
+        "covers every upload and the model after every round, and nothing else: no losses, no counts",
         f"composed over all rounds; participations of a client: {spent.participations} at most so far, "
         f"{plan.max_participations} enforced",
         "epsilon of the mechanism; not a guarantee about this file, since the seed gives away noise and batches",
+        "run.db and this summary are for the curator: they hold more than epsilon covers",
     ]
     return [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent="  ")]
-
-
-def _rounded_up(value: float) -> str:
-    """Two decimals, never below the value: a printed epsilon must not promise more than was kept."""
-    return f"{math.ceil(value * 100) / 100:.2f}" if math.isfinite(value) else "infinite"

@@ -61,8 +61,8 @@ class Plan:
         delta: of every epsilon that is printed.
         accountant: that computes them.
         max_participations: enforced by sampler and ledger.
-        rates: [K] q_k of every client's Poisson batches.
-        steps: [K] private steps of one participation.
+        rates: [K] q_k of every client's Poisson batches; 0 for a client without train rows.
+        steps: [K] private steps of one participation; 0 likewise.
         divisors: [K] q_k n_k.
         window: tokens in a row of a next-token task, else None.
         warnings: lines for the user; empty when all is well.
@@ -107,22 +107,26 @@ def plan(
 
     Args:
         request: `[privacy.example]`.
-        train_rows: [K] declared train rows of every client, at least 1.
+        train_rows: [K] declared train rows of every client; one without any is never sampled and spends nothing.
         batch_size: B, the mean Poisson batch where a client has at least as many rows.
         epochs: passes over a client's rows in one participation.
         rule: the cohort rule.
         rounds: of the run.
-        steps: of one participation, instead of `epochs`.
+        steps: of one participation of a client with rows, instead of `epochs`.
         window: tokens in a row, where a row is a window of a next-token task.
 
     Raises:
-        PrivacyError: delta is not below 1 / n for some client, or no noise reaches epsilon.
+        PrivacyError: no client has train rows, delta is not below 1 / n for some client, or no noise reaches
+            epsilon.
     """
+    able = int((train_rows > 0).sum())
+    if not able:
+        raise PrivacyError("privacy.example: no client has a train row, so there is nothing to protect or to train on")
     _refuse_delta(request.delta, train_rows)
-    limit = request.max_participations or participation_limit(rule, len(train_rows), rounds)
+    limit = request.max_participations or participation_limit(rule, len(train_rows), rounds, able=able)
     sizes, kinds = np.unique(train_rows, return_inverse=True)
     rates = np.array([sampling_rate(int(n), batch_size) for n in sizes])[kinds]
-    taken = np.array([steps or steps_of(int(n), batch_size, epochs) for n in sizes])[kinds]
+    taken = np.array([(steps if n else 0) or steps_of(int(n), batch_size, epochs) for n in sizes])[kinds]
     noise = request.noise_multiplier
     if noise is None:
         assert request.epsilon is not None
@@ -164,7 +168,7 @@ def _delta_warning(delta: float, rows: np.ndarray) -> list[str]:
 
 
 def _batch_warning(batch_size: int, rows: np.ndarray) -> list[str]:
-    fewer = int((rows < batch_size).sum())
+    fewer = int(((rows > 0) & (rows < batch_size)).sum())
     if not fewer:
         return []
     return [

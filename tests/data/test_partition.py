@@ -135,7 +135,7 @@ def test_no_rows_only_when_asked() -> None:
         ),
         ({"kind": "dirichlet", "clients": 3}, r"data\.partition\.alpha is missing"),
         ({"kind": "dirichlet", "clients": 3, "alpha": 0}, "alpha = 0.0: give a number above 0"),
-        ({"kind": "dirichlet", "clients": 3, "alpha": "nan"}, "alpha = nan: give"),
+        ({"kind": "dirichlet", "clients": 3, "alpha": float("nan")}, "alpha = nan: give"),
         ({"kind": "dirichlet", "clients": 200, "alpha": 1e-3}, "after 1000 draws with alpha = 0.001"),
         ({"kind": "iid", "clients": 0}, "clients = 0: give at least 1"),
         ({"kind": "iid", "clients": "ten"}, r"data\.partition\.clients = 'ten': "),

@@ -278,6 +278,14 @@ def test_npz_that_is_none(content: bytes, tmp_path: Path) -> None:
         load("npz", scenario=tmp_path, path="other.npz")
 
 
+def test_npz_with_pickles_is_no_reason_to_allow_them(tmp_path: Path) -> None:
+    """NumPy's own message advises just that."""
+    np.savez(tmp_path / "own.npz", x=np.array([{}, {}]), y=np.zeros(2, int))
+    with pytest.raises(DataError) as caught:
+        load("npz", scenario=tmp_path, path="own.npz")
+    assert "allow_pickle" not in str(caught.value)
+
+
 def test_npz_cut_in_the_middle(tmp_path: Path) -> None:
     path = tmp_path / "own.npz"
     np.savez_compressed(path, x=np.random.default_rng(0).random((100, 5)), y=np.zeros(100, dtype=int))
@@ -356,6 +364,7 @@ def test_csv_na_is_a_value_among_texts(tmp_path: Path) -> None:
         ("age,,income\n1,2,low\n", {}, "the header leaves column 2 without a name"),
         ("age,income\n", {}, "no rows under a header line"),
         ("", {}, "no rows under a header line"),
+        ("age,income\n1,low\n2,low\n", {}, "column 'income' is 'low' in every row; there is nothing to learn"),
         ("income\nlow\n", {}, "no column is left for features"),
         ("age,income\n1,low\n", {"label": "incom"}, "has no column 'incom'. Did you mean income?"),
         ("age,income\n1,low\n", {"client": "bank"}, r"data\.client: .* has no column 'bank'"),

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from fedsim.engine import Engine
 from fedsim.engine.inline import InlineEngine, InlineGrid
@@ -31,6 +32,19 @@ JOBS: dict[str, small.Changes] = {
         "evaluate.clients_every": 0,
     },
 }
+
+REDUCING = """
+from fedsim.algorithm import Algorithm, Local, Server, Upload, Combined
+
+def reducing() -> Algorithm:
+    def client(local: Local) -> Upload:
+        return Upload(local.train(local.received).params - local.received)
+
+    def server(server: Server, combined: Combined) -> Server:
+        return server._replace(params=server.params + combined.update / (1 + combined.update @ combined.update))
+
+    return Algorithm("reducing", client, server)
+"""
 
 MORTAL = """
 import os
@@ -138,3 +152,17 @@ class Struck:
 def test_a_worker_killed_from_outside_changes_nothing(ray_engine: "RayEngine") -> None:
     """As a system short of memory kills it."""
     assert fingerprint(prepared("plain"), Struck(ray_engine)) == inline("plain")
+
+
+def test_a_server_half_that_sums_has_the_same_bits_on_ray(ray_engine: "RayEngine", tmp_path: Path) -> None:
+    """The driver runs it on one thread on either engine; with two, a dot product has other brackets."""
+    (tmp_path / "own.py").write_text(REDUCING)
+    changes = {"strategy": {"name": "own.py:reducing"}, "model": {"name": "mlp", "hidden": [600, 600]}, "rounds": 2}
+    job = small.job(changes, tmp_path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert fingerprint(job, ray_engine) == fingerprint(job)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

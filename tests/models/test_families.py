@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim import seeds
 from fedsim.data.corpus import Task
 from fedsim.errors import FedsimError, ModelError, ScenarioError
 from fedsim.model import make_model
@@ -34,7 +33,7 @@ def build(name: str, shape: tuple[int, ...], classes: int, task: Task, settings:
 
 def rows(name: str, shape: tuple[int, ...], count: int = 3) -> Tensor:
     """Bytes where a family takes tokens, else floats."""
-    generator = seeds.torch_generator(2, "rows")
+    generator = torch.Generator().manual_seed(2)
     if name in ("lstm", "transformer") and len(shape) == 1:
         return torch.randint(256, (count, *shape), generator=generator)
     return torch.randn(count, *shape, generator=generator)

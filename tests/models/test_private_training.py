@@ -45,7 +45,7 @@ def test_opacus_gradients_are_one_example_gradients(
 
 
 def _rows(name: str, shape: tuple[int, ...], task: Task) -> tuple[Tensor, Tensor]:
-    generator = seeds.torch_generator(3, "rows")
+    generator = torch.Generator().manual_seed(3)
     tokens = name == "transformer" and len(shape) == 1
     x = torch.randint(4, (5, *shape), generator=generator)
     y = torch.randint(4, (5, *shape) if task == "next-token" else (5,), generator=generator)
@@ -65,7 +65,7 @@ def test_the_small_cnn_learns_digits_through_clip_and_noise() -> None:
     problem = problem_for("classification", [str(digit) for digit in range(10)])
     module = make_model("cnn", {"preset": "small"}, (1, 8, 8), 10, "classification", Path(), seed=1)
     params = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    inputs, targets, noise = problem.inputs(x[:1000]), problem.targets(y[:1000]), seeds.torch_generator(1, "noise")
+    inputs, targets, noise = problem.inputs(x[:1000]), problem.targets(y[:1000]), torch.Generator().manual_seed(1)
 
     def loss(params: dict[str, Tensor], row: Tensor, target: Tensor) -> Tensor:
         return problem.losses(functional_call(module, params, (row[None],)), target[None])[0]

@@ -11,11 +11,12 @@ from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants import RDPAccountant
+from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 from scipy.optimize import brentq
 from scipy.stats import norm
 
 from fedsim.errors import PrivacyError
-from fedsim.privacy.accountant import Accountant, Steps, epsilon, largest, solve_noise
+from fedsim.privacy.accountant import ORDERS, Accountant, Steps, epsilon, epsilons, largest, rounded_up, solve_noise
 
 GRID = [
     (0.8, 0.01, 200, 1e-5),
@@ -144,3 +145,41 @@ def test_quadrature_of_one_sampled_step() -> None:
     exact = brentq(excess, 0, 20)
     assert exact - 1e-3 <= epsilon(noise, rate, 1, delta, "prv") <= exact + 0.02
     assert epsilon(noise, rate, 1, delta, "rdp") >= exact
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "prv"])
+def test_epsilons_of_many_charges_are_those_of_each(accountant: Accountant) -> None:
+    pairs = [(0.0, 5), (0.1, 0), (0.1, 7), (0.1, 900), (0.4, 7), (1.0, 2)]
+    charges = [Steps(*pair) for pair in pairs]
+    for noise in (0.0, 1.3):
+        each = [epsilon(noise, *charge, 1e-4, accountant) for charge in charges]
+        assert epsilons(noise, charges, 1e-4, accountant).tolist() == each
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps"), [(1.1, 0.004, 15_000), (0.6, 0.3, 30), (5.0, 1.0, 3)])
+@pytest.mark.filterwarnings("ignore:Optimal order")
+def test_rdp_is_converted_as_opacus_converts_it(noise: float, rate: float, steps: int) -> None:
+    """At the same orders: ours are tried one by one, and none gives less than the least."""
+    orders = [*ORDERS, *(order / 10 for order in range(11, 110))]
+    reference = get_privacy_spent(
+        orders=orders, rdp=compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=orders), delta=1e-5
+    )[0]
+    assert epsilon(noise, rate, steps, 1e-5, "rdp") == pytest.approx(reference, rel=1e-3)
+
+
+@given(st.floats(0, 1e300), st.integers(1, 4))
+def test_an_epsilon_is_printed_rounded_up_and_tightly(value: float, places: int) -> None:
+    printed = float(rounded_up(value, places))
+    assert value <= printed <= value + 10**-places * (1 + 1e-9) + 1e-15 * value
+    assert "." in rounded_up(value, places)
+
+
+def test_round_epsilons_are_printed_as_they_are() -> None:
+    assert [rounded_up(value) for value in (0.0, 0.1, 1.15, 8.0, 8.0000001, math.inf)] == [
+        "0.00",
+        "0.10",
+        "1.15",
+        "8.00",
+        "8.01",
+        "infinite",
+    ]

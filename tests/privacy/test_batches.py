@@ -39,3 +39,8 @@ def test_rows_are_drawn_independently_at_their_rate(rows: int, rate: float) -> N
 def test_a_batch_may_be_empty() -> None:
     generator = seeds.numpy_generator(5, "test")
     assert min(len(poisson_batch(3, 0.1, generator)) for _ in range(50)) == 0
+
+
+def test_a_client_without_rows_draws_nothing_and_takes_no_step() -> None:
+    assert (sampling_rate(0, 32), expected_batch(0, 32), steps_of(0, 32, 3)) == (0.0, 0.0, 0)
+    assert len(poisson_batch(0, 0.0, seeds.numpy_generator(5, "test"))) == 0

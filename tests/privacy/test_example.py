@@ -101,14 +101,14 @@ def recurrent(**keys: Any) -> nn.Module:
 
 def tokens(rows: int, length: int, vocabulary: int) -> Tensor:
     """Windows in which tokens repeat within a row and a row is constant."""
-    drawn = torch.randint(0, vocabulary, (rows, length), generator=seeds.torch_generator(1, "tokens"))
+    drawn = torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(1))
     drawn[:, length // 2 :] = drawn[:, : length - length // 2]
     drawn[0] = 3
     return drawn
 
 
 def floats(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=seeds.torch_generator(1, "floats"), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
 Case = tuple[Callable[[], nn.Module], Tensor]
@@ -132,7 +132,7 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, Tensor]:
     make, inputs = CASES[request.param]
     with seeds.scope(2, "model"):
         model = make().double()
-    targets = torch.randint(0, 7, model(inputs).shape[:-1], generator=seeds.torch_generator(1, "targets"))
+    targets = torch.randint(0, 7, model(inputs).shape[:-1], generator=torch.Generator().manual_seed(3))
     return model, inputs, targets
 
 
@@ -228,12 +228,12 @@ def test_small_gradients_are_not_touched() -> None:
 def test_noise_has_its_size_and_its_generator_decides_it() -> None:
     """(sum + z C N) / (q n): what remains after the mean is normal with deviation z C / (q n)."""
     total = torch.linspace(-1, 1, 200_000)
-    draw = [noisy_gradient(total, 2.0, 0.5, 32.0, seeds.torch_generator(1, "noise")) for _ in range(2)]
+    draw = [noisy_gradient(total, 2.0, 0.5, 32.0, seeds.numpy_generator(1, "noise")) for _ in range(2)]
     assert torch.equal(*draw)
     noise = (draw[0] - total / 32) * 32
     assert abs(float(noise.mean())) < 5 / 200_000**0.5
     assert float(noise.std()) == pytest.approx(1.0, rel=0.01)
-    assert torch.equal(noisy_gradient(total, 0.0, 0.5, 32.0, seeds.torch_generator(1, "noise")), total / 32)
+    assert torch.equal(noisy_gradient(total, 0.0, 0.5, 32.0, seeds.numpy_generator(1, "noise")), total / 32)
 
 
 def test_mean_over_poisson_batches_is_the_full_gradient() -> None:
@@ -275,6 +275,16 @@ def test_a_row_that_is_not_finite_is_the_clients_failure_and_leaves_nothing_behi
     assert torch.equal(clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), 0.1), expected)
 
 
+@pytest.mark.parametrize(("kind", "numpy_kind"), [(torch.float32, np.float32), (torch.float64, np.float64)])
+def test_noise_is_the_named_stream_of_numpy_and_no_32_bit_one(
+    kind: torch.dtype, numpy_kind: type[np.float32] | type[np.float64]
+) -> None:
+    drawn = noisy_gradient(torch.zeros(5, dtype=kind), 1.0, 1.0, 1.0, seeds.numpy_generator(1, "noise"))
+    stream = seeds.numpy_generator(1, "noise").standard_normal(5, dtype=numpy_kind)
+    assert drawn.dtype == kind
+    assert drawn.tolist() == stream.tolist()
+
+
 @pytest.mark.parametrize(
     ("layer", "advice"),
     [
@@ -284,6 +294,7 @@ def test_a_row_that_is_not_finite_is_the_clients_failure_and_leaves_nothing_behi
         (nn.GRU(4, 4), "Use nn.LSTM"),
         (nn.LSTM(4, 4, 2, dropout=0.1), "dropout to 0"),
         (nn.MultiheadAttention(4, 2), "scaled_dot_product_attention"),
+        (nn.Embedding(4, 4, max_norm=1.0), "Leave max_norm unset"),
     ],
 )
 def test_a_layer_that_cannot_be_private_is_named(layer: nn.Module, advice: str) -> None:
@@ -303,3 +314,79 @@ def test_a_model_whose_per_example_gradients_would_be_silently_wrong_is_refused(
     for _ in range(2):
         with pytest.raises(ModelError, match="per-example gradients of parameter"):
             flat.module(inputs)
+
+
+class Mixing(nn.Module):
+    """Two layers with plain code between them."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.between, self.last = nn.Linear(4, 5), between, nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.between(self.first(x)))
+        return logits
+
+
+MIXTURES: list[Callable[[Tensor], Tensor]] = [
+    lambda x: x - x.mean(0),
+    lambda x: x.softmax(0),
+    lambda x: x / x.abs().max(),
+    lambda x: x.roll(1, 0),
+    lambda x: x.sort(0).values,
+    lambda x: x / len(x),
+]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_a_model_that_mixes_rows_is_refused_whatever_its_first_batch(
+    mixture: Callable[[Tensor], Tensor], rows: int
+) -> None:
+    """One row more would move every row's clipped gradient: the sensitivity would be above C."""
+    flat = private_module(Mixing(mixture), "mine")
+    with pytest.raises(ModelError, match="depends on the other rows of its batch"):
+        flat.module(floats(1, 4).float().repeat(rows, 1))
+
+
+def test_tokens_that_are_all_alike_do_not_hide_a_mixture() -> None:
+    model = nn.Sequential(nn.Embedding(7, 4), Mixing(lambda x: x - x.mean(0)))
+    with pytest.raises(ModelError, match="depends on the other rows"):
+        private_module(model, "mine").module(torch.full((4, 6), 3))
+
+
+def test_dropout_is_not_taken_for_a_mixture() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 3))
+    flat = private_module(model, "mine")
+    flat.module(floats(6, 4).float())
+    assert all(layer.training for layer in flat.module.modules())
+
+
+class Statistics(nn.Module):
+    """A layer that keeps a mean of what it saw."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.add_(x.detach().sum(0))
+        return x
+
+
+def test_a_model_that_keeps_what_it_saw_of_rows_is_refused() -> None:
+    """Its buffer would be sent beside the noised update, without noise; nothing of the trial stays in it."""
+    flat = private_module(nn.Sequential(Statistics(), nn.Linear(4, 3)), "mine")
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"writes what it saw of rows into '0\.mean'"):
+            flat.module(floats(6, 4).float())
+    assert not flat.buffers.any()
+
+
+def test_a_first_batch_that_is_not_finite_is_the_clients_failure_and_not_the_models() -> None:
+    flat = private_module(mlp((4,), 3, "classification").double(), "mlp")
+    broken, targets = torch.full((3, 4), float("nan"), dtype=torch.float64), torch.tensor([0, 1, 2])
+    with pytest.raises(ClientError, match="3 of 3 rows"):
+        clipped_gradient_sum(flat, losses_of(flat.module(broken), targets), 0.1)

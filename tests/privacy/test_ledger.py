@@ -1,5 +1,6 @@
 """Plan and ledger: the promise is kept for every client, at every moment."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -83,9 +84,9 @@ def test_spent_is_over_clients_that_took_part() -> None:
     ledger.charge([0, 1])
     ledger.charge([1, 4])
     spent = ledger.spent()
-    one, two = (row.epsilon for row in ledger.rows([0, 1]))
+    one, two = (row.epsilon or 0.0 for row in ledger.rows([0, 1]))
     assert (spent.client, spent.participations, spent.clients) == (1, 2, 3)
-    assert (spent.largest, spent.smallest) == (two, min(one, ledger.rows([4])[0].epsilon))
+    assert (spent.largest, spent.smallest) == (two, min(one, ledger.rows([4])[0].epsilon or 0.0))
     assert ledger.spent(delta=1e-5).largest > spent.largest
 
 
@@ -135,5 +136,61 @@ def test_the_statement_says_what_epsilon_covers_and_never_rounds_it_down(window:
     text = " ".join(" ".join(lines).split())
     assert all(len(line) <= 80 for line in lines)
     assert float(text.split()[1]) >= ledger.largest()
-    for part in (f"protects {unit}, not one person", "zero-out", "the server and all it tells", "not a guarantee"):
+    for part in (
+        f"protects {unit}, not one person",
+        "zero-out",
+        "the server and all it tells",
+        "not a guarantee",
+        "every upload",
+        "run.db and this summary are for the curator",
+    ):
         assert part in text
+
+
+def test_clients_without_rows_cost_nothing_and_are_never_waited_for() -> None:
+    """Empty clients change neither the noise nor any epsilon, and the budget is spent when the others' is."""
+    rows = np.array([100, 0, 57, 0])
+    request = ExamplePrivacy(delta=1e-3, epsilon=8.0)
+    made = plan(request, rows, 32, 2, EVERYONE, 12)
+    alone = plan(request, rows[rows > 0], 32, 2, EVERYONE, 12)
+    assert (made.noise_multiplier, made.epsilon) == (alone.noise_multiplier, alone.epsilon)
+    assert (made.rates[1], made.steps[1], made.divisors[1]) == (0.0, 0, 0.0)
+    assert plan(request, rows, 32, 2, EVERYONE, 12, steps=5).steps.tolist() == [5, 0, 5, 0]
+    assert not made.warnings
+    ledger = Ledger(made)
+    for _ in range(12):
+        ledger.charge([0, 2])
+    assert ledger.exhausted
+    assert [row.client for row in ledger.rows()] == [0, 2]
+
+
+def test_places_of_empty_clients_fall_to_the_others_in_the_limit_too() -> None:
+    made = plan(ExamplePrivacy(delta=1e-3, epsilon=8.0), np.array([100, 0, 57, 0]), 32, 2, CohortRule(size=2), 12)
+    assert made.max_participations == 12
+
+
+def test_a_federation_without_any_row_is_refused() -> None:
+    with pytest.raises(PrivacyError, match="no client has a train row"):
+        plan(ExamplePrivacy(delta=1e-3, epsilon=8.0), np.array([0, 0]), 32, 2, EVERYONE, 12)
+
+
+def test_rows_of_a_cohort_are_cheap_under_prv_and_whole_at_the_end() -> None:
+    ledger = Ledger(small_plan(accountant="prv"))
+    ledger.charge([0, 2])
+    assert [tuple(row) for row in ledger.rows([0, 2, 3])] == [(0, 1, None), (2, 1, None)]
+    written = {row.client: row.epsilon for row in ledger.rows()}
+    assert ledger.largest() == max(value for value in written.values() if value is not None)
+    assert all(written.values())
+
+
+def test_rows_of_a_round_cost_milliseconds_once_a_rate_is_known() -> None:
+    """54 writers of different sizes, all in every round: it was a second a round."""
+    sizes = np.arange(60, 60 + 9 * 54, 9)
+    ledger = Ledger(plan(ExamplePrivacy(delta=1e-4, noise_multiplier=1.5), sizes, 32, 1, EVERYONE, 40))
+    seconds = []
+    for _ in range(12):
+        ledger.charge(range(54))
+        started = time.perf_counter()
+        ledger.rows(range(54))
+        seconds.append(time.perf_counter() - started)
+    assert np.median(seconds[1:]) < 0.25

@@ -57,7 +57,7 @@ class Quadratic:
             gradient = self.curvature * ((params if at is None else at(params)) - self.optimum)
             step = gradient if correct is None else correct(gradient, params)
             params = torch.where(moves, params - self.rate * step, params)
-        return Trained(params, self.steps, self.steps * self.rate)
+        return Trained(params, self.steps, self.steps * self.rate, params[:0])
 
     def loss(self, params: Tensor) -> Tensor:
         """Half the weighted squared distance to the optimum."""

@@ -113,11 +113,19 @@ def test_personal_coordinates_stay_with_the_client(name: str) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_only_covered_optimisers_are_accepted(name: str, optimizer: str) -> None:
     changes = {"train.optimizer": optimizer, "train.learning_rate": 0.01}
-    if optimizer in algorithm(name).optimizers:
+    covered = {"sgd" if kind == "plain sgd" else kind for kind in algorithm(name).optimizers}
+    if optimizer in covered:
         assert worker(name, **changes).train(0, 1, received(worker(name)), None).steps
     else:
         with pytest.raises(ScenarioError, match="theory covers"):
             worker(name, **changes)
+
+
+@pytest.mark.parametrize("setting", ["momentum", "weight_decay", "clip"])
+def test_scaffold_takes_plain_steps_only(setting: str) -> None:
+    """Its control is a mean gradient, which it reads off the update."""
+    with pytest.raises(ScenarioError, match="theory covers: plain sgd"):
+        worker("scaffold", **{f"train.{setting}": 0.5})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -54,6 +54,8 @@ def csv(
         raise ScenarioError(f"data.label: column {label!r} cannot also be the client or group")
     blocks, features = _features(table, [name for name in table.columns if name not in special.values()])
     classes, y = _distinct(table, label)
+    if len(classes) < 2:
+        raise DataError(f"{table.path}: column {label!r} is {classes[0]!r} in every row; there is nothing to learn")
     clients = _distinct(table, client, most=len(table.lines)) if client is not None else None
     return Corpus(
         name=table.path.stem,

@@ -58,7 +58,8 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise DataError(f"{file}: not a sound .npz of plain arrays ({error}); write it with numpy.savez") from error
+        # Without NumPy's own words, which advise to allow pickles: loading one runs what its author put in.
+        raise DataError(f"{file}: not a sound .npz of plain arrays; write numbers or texts with numpy.savez") from error
     for name in arrays:
         if name not in _KNOWN:
             raise DataError(f"{file}: array {name!r} is not known.{nearest(name, _KNOWN)}")

@@ -1,0 +1,86 @@
+"""What is read out of messages and replies: figures, vectors, statistics, and the rows of a run's records."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord
+from torch import Tensor
+
+from fedsim import metrics
+from fedsim.errors import ClientError
+from fedsim.grid import client_number
+from fedsim.local import Work
+from fedsim.metrics import Statistics, add
+from fedsim.parameters import view
+from fedsim.records import ClientRow
+
+
+def client_row(round: int, message: Message, reply: Message, work: Work) -> ClientRow:
+    """What is recorded of one client's part in a round."""
+    training = message.metadata.message_type == "train"
+    figures = MetricRecord() if reply.has_error() else metrics_of(reply)
+    values = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
+    if not training and not reply.has_error():
+        values["loss"] = work.problem.metrics(metrics.from_record(figures))["loss"]
+    loss = values.get("loss", math.nan)
+    number = client_number(message)
+    return ClientRow(
+        round=round,
+        client=number,
+        phase="train" if training else "evaluate",
+        status="failed" if reply.has_error() else "ok",
+        rows=int(values.get("num-examples", work.federation.train_rows[number] if training else 0)),
+        loss=loss if math.isfinite(loss) else None,
+        steps=int(values.get("steps", 0)),
+        seconds=values.get("seconds", 0.0),
+        bytes_down=work.bytes_down(training),
+        bytes_up=work.bytes_up if training and not reply.has_error() else 0,
+        error=reply.error.reason if reply.has_error() else None,
+        metrics={key.removeprefix("scalar/"): value for key, value in values.items() if key.startswith("scalar/")},
+    )
+
+
+def statistics_of(replies: Iterable[Message]) -> list[Statistics]:
+    """The additive statistics in sound evaluation replies, in order."""
+    return [metrics.from_record(metrics_of(reply)) for reply in replies if not reply.has_error()]
+
+
+def total_statistics(replies: Sequence[Message]) -> Statistics:
+    """The sum of all blocks' statistics.
+
+    Raises:
+        ClientError: a block could not be measured.
+    """
+    failed = next((reply for reply in replies if reply.has_error()), None)
+    if failed is not None:
+        raise ClientError(str(failed.error.reason))
+    return add(statistics_of(replies))
+
+
+def training_figures(reported: Sequence[MetricRecord]) -> MetricRecord:
+    """Rows of all clients, and their mean training loss by rows (of those that took a step)."""
+    pairs = [(int(metrics["num-examples"]), float(metrics["loss"])) for metrics in reported]  # type: ignore[arg-type]
+    stepped = [(rows, loss) for rows, loss in pairs if math.isfinite(loss)]
+    total = sum(rows for rows, _ in stepped)
+    loss = sum(rows * loss for rows, loss in stepped) / total if total else math.nan
+    return MetricRecord({"num-examples": sum(rows for rows, _ in pairs), "loss": loss})
+
+
+def metrics_of(reply: Message) -> MetricRecord:
+    """The figures in a sound reply."""
+    metrics = reply.content["metrics"]
+    assert isinstance(metrics, MetricRecord)
+    return metrics
+
+
+def vector_of(reply: Message) -> Tensor | None:
+    """[D + E + extras] a client's contribution, or a chunk's sum; None where another reply carries it."""
+    record = arrays_of(reply, "update")
+    return torch.from_numpy(view(record["vector"])) if "vector" in record else None
+
+
+def arrays_of(message: Message, name: str) -> ArrayRecord:
+    """A message's arrays, empty if it has none of that name; `array_records` would copy them at every call."""
+    record = message.content.get(name)
+    return record if isinstance(record, ArrayRecord) else ArrayRecord()

@@ -1,0 +1,114 @@
+"""What a run says at its end, for people and for programs, and what it leaves of the code that it used."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import fedsim
+from fedsim.local import Work
+from fedsim.parameters import Weights, fingerprint
+from fedsim.records import to_json
+from fedsim.runs import open_run
+from fedsim.stopping import Stop, Watch
+from fedsim.summary import Ending, Result, model_card, summarise, with_price
+from tests import small
+
+ACCURACY = "global/central-test/rows/accuracy"
+
+
+class Net(nn.Sequential):
+    """A model that a caller gives in the scenario's place."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+
+
+@pytest.fixture(scope="module")
+def work() -> Work:
+    return Work(small.job())
+
+
+def ended(work: Work, stop: Stop | None = None, rounds: int = 4) -> Result:
+    watch = Watch(work.job.scenario, "global/central-validation/rows/accuracy", best_round=3, best_value=0.5)
+    weights = Weights(torch.ones(2), torch.zeros(0))
+    ending = Ending(stop, rounds, 2.0, weights, last={ACCURACY: 0.25}, best={ACCURACY: 0.75})
+    return summarise(work, Path("run"), watch, None, ending)
+
+
+def test_the_best_model_is_reported_and_the_last_one_kept(work: Work) -> None:
+    result = ended(work)
+    assert (result.values["metrics"], result.values["metrics_last_round"]) == ({ACCURACY: 0.75}, {ACCURACY: 0.25})
+    assert result.values["seconds_per_round"] == 0.5
+    assert result.values["status"] == "done" and result.values["stop"] is None
+    assert result.fingerprint == fingerprint(result.weights)
+    assert f"{ACCURACY} (round 3, chosen on validation): 0.7500" in result.lines
+
+
+def test_a_run_that_was_stopped_says_why(work: Work) -> None:
+    result = ended(work, Stop("failure", "all 5 clients failed", failed=True), rounds=0)
+    assert result.values["status"] == "stopped"
+    assert result.values["stop"] == {"kind": "failure", "reason": "all 5 clients failed"}
+    assert math.isnan(result.values["seconds_per_round"])
+    assert "ended early: all 5 clients failed" in result.lines
+    assert ended(work, Stop("target", "reached")).values["status"] == "done"
+
+
+def test_programs_see_the_price_of_privacy_too(work: Work) -> None:
+    """`--json` prints `values`: the run without privacy is half of what was asked for."""
+    private, plain = ended(work), ended(work, rounds=5)
+    both = with_price(private, plain)
+    assert both.values == {**private.values, "without_privacy": plain.values}
+    assert json.loads(to_json(both.values))["without_privacy"]["metrics"] == {ACCURACY: 0.75}
+    assert re.fullmatch(rf"  {ACCURACY} +0\.7500 +0\.7500", both.lines[1])
+    assert both.lines[-len(private.lines) :] == private.lines
+    assert "without_privacy" not in private.values
+
+
+def test_a_private_run_gives_both_halves(tmp_path: Path) -> None:
+    changes = {**small.PRIVATE, "rounds": 1, "privacy.without": {}}
+    result = fedsim.run(small.scenario(changes), out=tmp_path / "run")
+    plain = open_run(tmp_path / "run" / "without-privacy").summary()
+    assert result.values["without_privacy"]["fingerprint"] == plain["fingerprint"] != result.fingerprint
+
+
+def test_the_records_name_the_model_that_was_used(tmp_path: Path) -> None:
+    """scenario.toml still names the one whose place it took."""
+    fedsim.run(small.scenario({"rounds": 1}), model=Net, out=tmp_path / "run")
+    kept: dict[str, Any] = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert kept["model"] == f"{__name__}:Net" and kept["corpus"] == "digits"
+    assert list(kept["sources"]) == [Path(__file__).name]
+    assert (tmp_path / "run" / "sources" / Path(__file__).name).read_bytes() == Path(__file__).read_bytes()
+    card = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    assert card["architecture"]["model"] == f"{__name__}:Net" and card["architecture"]["settings"] == {}
+
+
+def test_a_scenarios_model_is_described_with_its_settings(work: Work) -> None:
+    architecture = model_card(work, ended(work))["architecture"]
+    assert (architecture["model"], architecture["settings"]) == ("mlp", {"hidden": [16]})
+
+
+def test_a_run_folder_is_named_after_the_scenarios_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "My first.toml").write_text(small.scenario({"rounds": 1}).to_toml())
+    result = fedsim.run("mine/My first.toml")
+    assert re.fullmatch(r"\d{8}-\d{4}-my-first-[0-9a-f]{4}", result.folder.name)
+
+
+def test_a_frozen_layer_is_saved_with_the_model(tmp_path: Path) -> None:
+    def half_frozen(shape: tuple[int, ...], classes: int) -> nn.Module:
+        made = nn.Sequential(Net(shape, 8), nn.BatchNorm1d(8), nn.Linear(8, classes))
+        return made.requires_grad_(False).append(nn.Linear(classes, classes))
+
+    result = small.run(small.job({"rounds": 1}, model=half_frozen), tmp_path / "run")
+    assert result.values["rounds"] == 1
+    for file in ("best", "last"):
+        made = half_frozen((8, 8, 1), 10)
+        made.load_state_dict(load_file(tmp_path / "run" / "model" / f"{file}.safetensors"), strict=True)
