@@ -1,5 +1,7 @@
 """The contenders of benchmarks/engine.py train the nets they say, as plain torch would."""
 
+import runpy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim import registry, seeds
+from fedsim import seeds
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def workload(name: str) -> Any:
-    return registry.from_file(f"_workload.py:{name}", BENCHMARKS, "test")
+    return loaded()[name]
+
+
+@cache
+def loaded() -> dict[str, Any]:
+    return runpy.run_path(str(BENCHMARKS / "_workload.py"))
 
 
 @pytest.mark.parametrize(("name", "size"), [("Mlp", 199_210), ("Cnn", 1_663_370)])
@@ -31,7 +38,7 @@ def test_the_tight_epoch_is_plain_sgd() -> None:
     x, y = workload("client_rows")(7)
     with seeds.scope(1, "benchmark"):
         workload("train")(net, x, y)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=workload("train").__globals__["LEARNING_RATE"])
+    optimizer = torch.optim.SGD(plain.parameters(), lr=workload("LEARNING_RATE"))
     with seeds.scope(1, "benchmark"):
         batches = np.split(torch.randperm(len(x)).numpy(), len(x) // workload("BATCH"))
     for rows in batches:
