@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -38,7 +38,7 @@ from fedsim.grid import (
     setting,
 )
 from fedsim.local import Contribution, Received, Work
-from fedsim.parameters import Weights, is_finite, to_record, view
+from fedsim.parameters import Weights, encode, is_finite, to_record, view
 from fedsim.replies import arrays_of, metrics_of, statistics_of, training_figures, vector_of
 from fedsim.states import ContextStates, State
 
@@ -90,7 +90,7 @@ class AlgorithmStrategy(Strategy):
         nodes = self._nodes or self._find_nodes(grid)
         self.cohort = sample(self._rule, self._seed, server_round, self.participations, self._limit, able=self._able)
         self.participations[self.cohort] += 1
-        shared = ArrayRecord({name: Array(vector.numpy()) for name, vector in self.server.shared.items()})
+        shared = ArrayRecord({name: encode(vector.numpy()) for name, vector in self.server.shared.items()})
         rows = [int(self._federation.train_rows[number]) for number in self.cohort]
         reply = "sum" if self.algorithm.linear and isinstance(grid, SimulatedGrid) else "update"
         messages = []
@@ -233,7 +233,7 @@ def chunk_program(work: Work) -> ChunkProgram:
                     carrier = content
             replies.append(Message(content, reply_to=message))
         if carrier is not None and running.total is not None:
-            carrier["update"] = ArrayRecord({"vector": Array(running.total.numpy())})
+            carrier["update"] = ArrayRecord({"vector": encode(running.total.numpy())})
         return ChunkResult(replies, kept)
 
     def preserving(chunk: Chunk) -> ChunkResult:
@@ -317,7 +317,7 @@ def _trained(work: Work, number: int, message: Message, state: State | None) -> 
         became = Weights(weights.vector + done.vector[:size], weights.buffers + done.vector[size:end])
         content["arrays"] = to_record(work.layout, became)
     elif reply == "update":
-        content["update"] = ArrayRecord({"vector": Array(done.vector.numpy())})
+        content["update"] = ArrayRecord({"vector": encode(done.vector.numpy())})
     scalars = {f"scalar/{name}": value for name, value in done.scalars.items()}
     content["metrics"] = MetricRecord(
         {

@@ -180,13 +180,22 @@ def view(array: Array) -> np.ndarray:
     return np.frombuffer(array.data, dtype, offset=content.tell()).reshape(shape, order=order)
 
 
+def encode(values: np.ndarray) -> Array:
+    """A Flower array, to the byte what `Array(values)` makes, with one copy instead of three."""
+    values = values if values.flags.c_contiguous else values.copy(order="C")
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, np.lib.format.header_data_from_array_1_0(values))
+    data = b"".join((content.getvalue(), values.reshape(-1).view(np.uint8).data))
+    return Array(str(values.dtype), values.shape, "numpy.ndarray", data)
+
+
 def to_record(layout: Layout, weights: Weights) -> ArrayRecord:
     """The model as Flower sends it: one array per parameter and floating buffer, by name."""
     record: dict[str, Array] = {}
     for slots, vector in ((layout.parameters, weights.vector), (layout.buffers, weights.buffers)):
         values = vector.detach().numpy()
         for slot in slots:
-            record[slot.name] = Array(values[slot.start : slot.stop].reshape(slot.shape))
+            record[slot.name] = encode(values[slot.start : slot.stop].reshape(slot.shape))
     return ArrayRecord(record)
 
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from torch import Tensor
 
-from fedsim.parameters import view
+from fedsim.parameters import encode, view
 
 State = Mapping[str, Tensor]
 
@@ -73,5 +73,5 @@ class ContextStates:
         return Kept(int(self._records.config_records[f"{name}-round"]["round"]), state)  # type: ignore[arg-type]
 
     def _keep(self, name: str, kept: Kept) -> None:
-        self._records[name] = ArrayRecord({key: Array(vector.numpy()) for key, vector in kept.state.items()})
+        self._records[name] = ArrayRecord({key: encode(vector.numpy()) for key, vector in kept.state.items()})
         self._records[f"{name}-round"] = ConfigRecord({"round": kept.round})

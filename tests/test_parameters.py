@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord
 from torch import nn
 
 from fedsim.errors import ModelError
-from fedsim.parameters import FlatModule, Weights, fingerprint, from_record, layout_of, to_record
+from fedsim.parameters import FlatModule, Weights, encode, fingerprint, from_record, layout_of, to_record, view
 
 
 def net(kind: torch.dtype = torch.float32) -> nn.Module:
@@ -128,3 +128,12 @@ def test_the_fingerprint_is_what_the_run_folders_page_says() -> None:
     flat.buffers += 0.5
     values = np.concatenate([flat.vector.numpy(), flat.buffers.numpy()])
     assert fingerprint(weights(flat)) == hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3)])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_encoding_is_flowers_own(shape: tuple[int, ...], kind: type) -> None:
+    values: np.ndarray = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(kind)
+    for array in (values, values.T):
+        assert encode(array) == Array(array.copy(order="C"))
+        assert np.array_equal(view(encode(array)), array)

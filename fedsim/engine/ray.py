@@ -25,6 +25,9 @@ from fedsim.states import State
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# What a worker frees it soon needs again: it keeps its memory instead of asking the system anew for every client.
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
 
 import ray
 
@@ -47,6 +50,21 @@ class Parcel(NamedTuple):
     messages: list[Message]
     records: list[dict[str, "ray.ObjectRef[Any]"]]
     states: Mapping[int, State | None]
+
+
+class Returned(NamedTuple):
+    """A chunk's result with its arrays apart, so that Ray maps them instead of pickling them."""
+
+    replies: list[Message]
+    records: list[dict[str, dict[str, Flat]]]
+    states: Mapping[int, State]
+
+    def unpacked(self) -> ChunkResult:
+        """The replies with their arrays back in place."""
+        for reply, records in zip(self.replies, self.records, strict=True):
+            for key, flat in records.items():
+                reply.content[key] = _unpack(flat)
+        return ChunkResult(self.replies, self.states)
 
 
 class Placed(NamedTuple):
@@ -102,7 +120,7 @@ class Worker:
         self._program = chunk_program(Work(replace(job, federation=federation)))
         self._records.clear()
 
-    def run(self, parcel: Parcel) -> ChunkResult:
+    def run(self, parcel: Parcel) -> "Returned":
         """Do one chunk."""
         assert self._program is not None
         wanted = {ref.hex(): ref for records in parcel.records for ref in records.values()}
@@ -111,7 +129,9 @@ class Worker:
         for message, records in zip(parcel.messages, parcel.records, strict=True):
             for key, ref in records.items():
                 message.content[key] = self._records[ref.hex()]
-        return self._program(Chunk(parcel.messages, parcel.states))
+        result = self._program(Chunk(parcel.messages, parcel.states))
+        packed = [_taken_out(reply) for reply in result.replies]
+        return Returned(result.replies, packed, result.states)
 
 
 class RayEngine:
@@ -174,7 +194,7 @@ class RayGrid(SimulatedGrid):
             number, worker = running.pop(done)
             idle.append(worker)
             try:
-                results[number] = ray.get(done)
+                results[number] = ray.get(done).unpacked()
             except ray.exceptions.RayActorError as error:
                 attempts[number] += 1
                 self._replace(worker)
@@ -223,6 +243,15 @@ def _interrupts_deferred() -> Iterator[None]:
 def _lost(chunk: Chunk, reason: str) -> ChunkResult:
     text = f"the worker died {ATTEMPTS} times while it ran this client's chunk: {' '.join(reason.split())[:200]}"
     return ChunkResult([failure(message, WORKER_LOST, text) for message in chunk.messages], {})
+
+
+def _taken_out(reply: Message) -> dict[str, dict[str, Flat]]:
+    """A reply's arrays, which it then has no longer."""
+    content = {} if reply.has_error() else dict(reply.content.items())
+    arrays = {key: _pack(record) for key, record in content.items() if isinstance(record, ArrayRecord)}
+    for key in arrays:
+        del reply.content[key]
+    return arrays
 
 
 def _pack(record: ArrayRecord) -> dict[str, Flat]:
