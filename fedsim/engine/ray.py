@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -180,34 +180,64 @@ class RayGrid(SimulatedGrid):
 
     def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
         """Keep every worker busy until all chunks are done."""
-        parcels = self._store.parcels(chunks)
-        waiting = deque(sorted(range(len(chunks)), key=lambda number: -len(chunks[number].messages)))
-        attempts = dict.fromkeys(waiting, 0)
-        idle = list(range(len(self._engine.actors)))
-        running: dict[Any, tuple[int, int]] = {}
-        results: dict[int, ChunkResult] = {}
-        while waiting or running:
-            while waiting and idle:
-                number, worker = waiting.popleft(), idle.pop()
-                running[self._engine.actors[worker].run.remote(parcels[number])] = number, worker
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            number, worker = running.pop(done)
-            idle.append(worker)
-            try:
-                results[number] = ray.get(done).unpacked()
-            except ray.exceptions.RayActorError as error:
-                attempts[number] += 1
-                self._replace(worker)
-                if attempts[number] < ATTEMPTS:
-                    waiting.appendleft(number)
-                else:
-                    results[number] = _lost(chunks[number], str(error))
-        return [results[number] for number in range(len(chunks))]
+        return Dispatch(self._engine, self._install, chunks, self._store.parcels(chunks)).results()
 
-    def _replace(self, worker: int) -> None:
-        actor = self._engine.start_worker()
-        self._engine.actors[worker] = actor
+
+class Dispatch:
+    """Chunks on their way to workers, and what came back.
+
+    A worker holds the chunk that it works on and, while more are waiting than there are workers, the next one
+    too, so that it need not wait for the driver between small chunks.
+    """
+
+    def __init__(
+        self,
+        engine: RayEngine,
+        install: Callable[[Any], Any],
+        chunks: Sequence[Chunk],
+        parcels: Sequence[Parcel],
+    ) -> None:
+        self._engine, self._install, self._chunks, self._parcels = engine, install, chunks, parcels
+        self._waiting = deque(sorted(range(len(chunks)), key=lambda number: -len(chunks[number].messages)))
+        self._held: list[dict[Any, int]] = [{} for _ in engine.actors]
+        self._attempts = [0] * len(chunks)
+        self._lost: dict[int, ChunkResult] = {}
+
+    def results(self) -> list[ChunkResult]:
+        """Hand out all chunks and wait for them; results in the order of the chunks."""
+        returned: dict[int, Returned] = {}
+        while self._waiting or any(self._held):
+            self._hand_out()
+            (done,), _ = ray.wait([ref for held in self._held for ref in held], num_returns=1)
+            worker = next(worker for worker, held in enumerate(self._held) if done in held)
+            try:
+                result = ray.get(done)
+            except ray.exceptions.RayActorError as error:
+                self._replace(worker, str(error))
+            else:
+                returned[self._held[worker].pop(done)] = result
+        unpacked = {number: result.unpacked() for number, result in returned.items()} | self._lost
+        return [unpacked[number] for number in range(len(self._chunks))]
+
+    def _hand_out(self) -> None:
+        for depth in (1, 2):
+            for worker, held in enumerate(self._held):
+                enough = depth == 1 or len(self._waiting) > len(self._held)
+                if self._waiting and enough and len(held) < depth:
+                    number = self._waiting.popleft()
+                    held[self._engine.actors[worker].run.remote(self._parcels[number])] = number
+
+    def _replace(self, worker: int, reason: str) -> None:
+        """Start a worker in the place of one that died; the chunk it worked on may be what killed it."""
+        numbers = list(self._held[worker].values())
+        self._held[worker].clear()
+        self._engine.actors[worker] = actor = self._engine.start_worker()
         ray.get(self._install(actor))
+        self._attempts[numbers[0]] += 1
+        if self._attempts[numbers[0]] == ATTEMPTS:
+            self._lost[numbers[0]] = _lost(self._chunks[numbers[0]], reason)
+            numbers = numbers[1:]
+        self._waiting.extendleft(reversed(numbers))
 
 
 def _start_ray(workers: int) -> None:
