@@ -257,7 +257,8 @@ class Run:
         try:
             yield
         except KeyboardInterrupt:
-            raise Interrupted(f"interrupted; {self._folder.path} keeps {self.done} committed rounds") from None
+            kept = self._folder.committed  # perhaps one more than `done`: the interrupt may follow a commit at once
+            raise Interrupted(f"interrupted; {self._folder.path} keeps {kept} committed rounds") from None
 
     def _spent_budget(self, number: int) -> Stop | None:
         """A reason not to run the round whose cohort has just been sampled."""

@@ -115,6 +115,12 @@ class RunFolder:
             records.insert_round(self._database, record, (name, digest), best=best, ledger=ledger)
             self._remove_old_checkpoints()
 
+    @property
+    def committed(self) -> int:
+        """Rounds that are in the database."""
+        count: int = self._database.execute("SELECT count(*) FROM rounds").fetchone()[0]
+        return count
+
     def finish(
         self,
         summary: Mapping[str, Any],
