@@ -5,9 +5,8 @@ and not on who computed what: the cohort, sorted by client number, is cut into c
 is a left fold (multiply, then add, in the vector's own type), and the chunks' sums are folded in order.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 FEWEST_CHUNKS, MOST_CHUNKS = 16, 64
@@ -46,29 +45,19 @@ class Fold:
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
+        self._own = False
 
     def add(self, vector: Tensor, weight: float = 1.0) -> None:
         """Add weight * vector: first the product, rounded, then the sum."""
         product = vector * weight if weight != 1.0 else vector
-        if self.total is None:
-            self.total = product.clone() if product is vector else product
-        else:
+        if self.total is None:  # the first term itself, not a copy of it
+            self.total, self._own = product, product is not vector
+        elif self._own:
             self.total += product
-
-
-def fold(vectors: Iterable[Tensor]) -> Tensor | None:
-    """The left fold of a sum, or None of nothing."""
-    running = Fold()
-    for vector in vectors:
-        running.add(vector)
-    return running.total
+        else:
+            self.total, self._own = self.total + product, True
 
 
 def mean(updates: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean over clients: sum_i w_i u_i / sum_i w_i."""
     return (updates * weights[:, None]).sum(0) / weights.sum()
-
-
-def stack(updates: Sequence[Tensor]) -> Tensor:
-    """[n, P] of n updates."""
-    return torch.stack(list(updates))

@@ -232,5 +232,5 @@ def fingerprint(weights: Weights) -> str:
     """SHA-256 of the flat parameters, then the floating buffers, as little-endian float32 in layout order."""
     digest = hashlib.sha256()
     for vector in weights:
-        digest.update(vector.detach().numpy().astype("<f4").tobytes())
+        digest.update(np.ascontiguousarray(vector.detach().numpy(), dtype="<f4").data)
     return digest.hexdigest()

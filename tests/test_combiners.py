@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.combiners import FEWEST_CHUNKS, MOST_CHUNKS, Fold, chunk_numbers, fold, mean
+from fedsim.combiners import FEWEST_CHUNKS, MOST_CHUNKS, Fold, chunk_numbers, mean
 
 sizes = st.lists(st.integers(1, 10_000), min_size=1, max_size=300)
 
@@ -53,7 +53,7 @@ def test_sum_then_divide_is_the_weighted_mean(pairs: list[tuple[float, float]]) 
 
 @pytest.mark.parametrize("weight", [1.0, 2.0])
 def test_folding_leaves_its_vectors_alone(weight: float) -> None:
-    """A sum begins with a copy of its first vector."""
+    """A sum begins with its first vector itself, and is never added to in place until it is its own."""
     vectors = [torch.ones(3), torch.ones(3)]
     running = Fold()
     for vector in vectors:
@@ -64,4 +64,4 @@ def test_folding_leaves_its_vectors_alone(weight: float) -> None:
 
 
 def test_nothing_folds_to_nothing() -> None:
-    assert fold([]) is None
+    assert Fold().total is None
