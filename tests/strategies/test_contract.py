@@ -9,7 +9,7 @@ import torch
 
 from fedsim import registry
 from fedsim.algorithm import Algorithm
-from fedsim.combiners import fold
+from fedsim.combiners import Fold
 from fedsim.errors import ClientError, ScenarioError
 from fedsim.local import Received, Work
 from fedsim.parameters import Weights
@@ -154,7 +154,10 @@ def test_a_linear_algorithm_needs_only_the_weighted_sum(name: str) -> None:
     of = worker(name)
     vectors = [of.train(number, 1, received(of), None).vector for number in range(3)]
     weights = torch.tensor([1.0, 2.0, 3.0])
-    total = fold(vector * weight for vector, weight in zip(vectors, weights.tolist(), strict=True))
+    running = Fold()
+    for vector, weight in zip(vectors, weights.tolist(), strict=True):
+        running.add(vector, weight)
+    total = running.total
     assert total is not None
     mean = of.algorithm.combine(torch.stack(vectors), weights)
     assert (mean - total / 6).norm() <= 1e-6 * mean.norm()
