@@ -65,6 +65,7 @@ class AlgorithmStrategy(Strategy):
         self.cohort: list[int] = []
         self._problem, self._layout, self._federation = work.problem, work.layout, job.federation
         self._rule, self._seed = job.scenario.cohort.rule, job.scenario.seed
+        self._contribution_size = work.contribution_size
         self._able = job.federation.train_rows > 0
         self._limit = job.privacy.max_participations if job.privacy is not None else None
         self._min_rows = job.scenario.evaluate.min_rows
@@ -172,8 +173,7 @@ class AlgorithmStrategy(Strategy):
         vector, summed = vector_of(reply), bool(metrics_of(reply).get("summed"))
         if vector is None:
             return summed
-        size = self._layout.size * (1 + len(self.algorithm.extra)) + self._layout.buffer_size
-        return len(vector) == size and (summed or is_finite(vector))
+        return len(vector) == self._contribution_size and (summed or is_finite(vector))
 
     def _weight(self, rows: int) -> float:
         return float(rows) if self.algorithm.weights == "examples" else 1.0
@@ -213,6 +213,7 @@ class AlgorithmStrategy(Strategy):
 def chunk_program(work: Work) -> ChunkProgram:
     """What a simulated worker runs: each client's work in order, a client's failure being its reply."""
 
+    @seeds.preserved()
     def run(chunk: Chunk) -> ChunkResult:
         replies: list[Message] = []
         kept: dict[int, State] = {}
@@ -236,11 +237,7 @@ def chunk_program(work: Work) -> ChunkProgram:
             carrier["update"] = ArrayRecord({"vector": encode(running.total.numpy())})
         return ChunkResult(replies, kept)
 
-    def preserving(chunk: Chunk) -> ChunkResult:
-        with seeds.preserved():
-            return run(chunk)
-
-    return preserving
+    return run
 
 
 def client_app(make_work: Callable[[], Work]) -> ClientApp:

@@ -78,8 +78,12 @@ class Work:
     @property
     def bytes_up(self) -> int:
         """Bytes of the arrays in a client's contribution."""
-        values = self.layout.size * (1 + len(self.algorithm.extra)) + self.layout.buffer_size
-        return values * self.initial.vector.element_size()
+        return self.contribution_size * self.initial.vector.element_size()
+
+    @property
+    def contribution_size(self) -> int:
+        """D + E + extras, the length of a client's contribution."""
+        return self.layout.size * (1 + len(self.algorithm.extra)) + self.layout.buffer_size
 
     def received(self, record: ArrayRecord) -> Weights:
         """The flat vectors of a model as it was sent; decoded once for all clients that got the same record."""

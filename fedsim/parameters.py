@@ -118,7 +118,7 @@ class FlatModule:
         self.constants = {
             name: tensor.detach().clone()
             for name, tensor in (*module.named_parameters(), *module.named_buffers())
-            if not (tensor.requires_grad or (tensor.is_floating_point() and name in self._buffers))
+            if not (tensor.requires_grad or name in self._buffers)
         }
         self._counters = [(buffer, buffer.clone()) for buffer in module.buffers() if not buffer.is_floating_point()]
         self._views = [parameter.data for parameter in self._parameters.values()]
@@ -143,13 +143,15 @@ class FlatModule:
 
         One pass over memory: faster than clearing `gradient` and letting `backward()` add to it.
         """
-        parts = torch.autograd.grad(loss, tuple(self._parameters.values()), materialize_grads=True)
-        return torch.cat([part.reshape(-1) for part in parts], out=self.gradient)
+        return torch.cat([part.reshape(-1) for part in self._gradients(loss)], out=self.gradient)
 
     def descend(self, loss: Tensor, rate: float) -> None:
         """One step of plain gradient descent: `vector` -= rate * gradient."""
-        parts = torch.autograd.grad(loss, tuple(self._parameters.values()), materialize_grads=True)
-        torch._foreach_add_(self._views, parts, alpha=-rate)
+        torch._foreach_add_(self._views, self._gradients(loss), alpha=-rate)
+
+    def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
+        """Each parameter's gradient, zeros where it was not used."""
+        return torch.autograd.grad(loss, tuple(self._parameters.values()), materialize_grads=True)
 
     def check(self) -> None:
         """Raise ModelError when a parameter, gradient or buffer no longer lies on its vector.

@@ -120,7 +120,7 @@ class Worker:
         self._program = chunk_program(Work(replace(job, federation=federation)))
         self._records.clear()
 
-    def run(self, parcel: Parcel) -> "Returned":
+    def run(self, parcel: Parcel) -> Returned:
         """Do one chunk."""
         assert self._program is not None
         wanted = {ref.hex(): ref for records in parcel.records for ref in records.values()}
