@@ -1,20 +1,26 @@
 """fedsim: federated learning, simulated, compared and deployed.
 
-`fedsim.run` runs a scenario; everything else is imported from its own room. Nothing is loaded before it is
-used.
+`fedsim.run` runs a scenario, `fedsim.resume` goes on with a run; everything else is imported from its own room.
+Nothing is loaded before it is used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedsim.resuming import resume as resume
     from fedsim.rounds import run as run
     from fedsim.scenario import Scenario as Scenario
     from fedsim.summary import Result as Result
 
-_HOME = {"run": "fedsim.rounds", "Scenario": "fedsim.scenario", "Result": "fedsim.summary"}
+_HOME = {
+    "run": "fedsim.rounds",
+    "resume": "fedsim.resuming",
+    "Scenario": "fedsim.scenario",
+    "Result": "fedsim.summary",
+}
 
-__all__ = ["Result", "Scenario", "run"]
+__all__ = ["Result", "Scenario", "resume", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ import click
 import typer
 
 from fedsim.errors import FedsimError, ScenarioError
+from fedsim.signals import terminate_as_interrupt
 
 if TYPE_CHECKING:
     from fedsim.scenario import Scenario
@@ -27,6 +28,7 @@ app = typer.Typer(
 ScenarioName = Annotated[str, typer.Argument(help="a .toml file, or a name from `fedsim list scenarios`")]
 Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="change a key for this run")]
 DataDir = Annotated[Path | None, typer.Option(help="folder of data sets, looked into before FEDSIM_DATA")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs instead")]
 
 
@@ -45,7 +47,7 @@ def run(
 
     Example: fedsim run quickstart --set seed=2 --engine inline
     """
-    from fedsim import rounds
+    from fedsim import planning, rounds
     from fedsim.progress import Lines
     from fedsim.scenario import load
 
@@ -54,7 +56,7 @@ def run(
     loaded = load(scenario, [*settings, *([f"engine.kind={engine}"] if engine else [])])
     stream = sys.stderr if as_json else sys.stdout
     if dry_run:
-        _print_forecast(rounds.forecast(loaded, data_dir), as_json)
+        _print_forecast(planning.forecast(loaded, data_dir), as_json)
     elif fast_check:
         fingerprint = _check(loaded, data_dir, stream)
         _tell({"scenario": scenario, "ok": True, "fingerprint": fingerprint}, "the scenario runs", as_json)
@@ -64,17 +66,46 @@ def run(
             _print_json(result.values)
 
 
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="a run's folder")],
+    rounds: Annotated[int | None, typer.Option(help="of the whole run, to extend it")] = None,
+    settings: Settings = [],  # noqa: B006
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Go on with a run from its last checkpoint, to the bits of one that was never interrupted.
+
+    Only keys of engine, checkpoint, records and stop may be set anew.
+
+    Example: fedsim resume runs/20261122-0704-quickstart-3f2a --rounds 200
+    """
+    from fedsim import resuming
+    from fedsim.progress import Lines
+
+    stream = sys.stderr if as_json else sys.stdout
+    result = resuming.resume(run, rounds=rounds, settings=settings, data_dir=data_dir, progress=Lines(stream))
+    if as_json:
+        _print_json(result.values)
+
+
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="scenarios, strategies, models, data or partitions")],
+    what: Annotated[str, typer.Argument(help="scenarios, strategies, models, data, partitions or runs")],
+    folder: Annotated[Path | None, typer.Argument(help="of runs; runs/ by default", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """List what a scenario can name, with parameters and defaults.
+    """List what a scenario can name, with parameters and defaults; or the runs below a folder.
 
     Example: fedsim list strategies
     """
+    if what == "runs":
+        _list_runs(folder or Path("runs"), as_json)
+        return
     from fedsim.catalogue import listing
 
+    if folder is not None:
+        raise ScenarioError(f"`fedsim list {what}` takes no folder; only `fedsim list runs` does")
     entries = listing(what)
     if as_json:
         _print_json([entry._asdict() for entry in entries])
@@ -82,6 +113,122 @@ def list_(
         typer.echo(f"{entry.name:<18} {entry.summary}")
         if entry.parameters:
             _echo_wrapped("  ".join(f"{key} = {default}" for key, default in entry.parameters.items()))
+
+
+@app.command()
+def show(folder: RunPath, as_json: Json = False) -> None:
+    """Show a run from its folder: rounds, failures by cause, slowest and worst clients; also while it goes on.
+
+    Example: fedsim show runs/20261122-0704-quickstart-3f2a
+    """
+    from fedsim import show as shows
+
+    shown = shows.show(folder)
+    if as_json:
+        _print_json(shows.as_data(shown))
+    for line in [] if as_json else shows.show_lines(shown):
+        typer.echo(line)
+
+
+@app.command()
+def replay(
+    folder: RunPath,
+    number: Annotated[int, typer.Option("--round", help="a committed round, or the one that ended the run")],
+    client: Annotated[int, typer.Option(help="the client's number")],
+    debug: Annotated[bool, typer.Option("--pdb", help="debug the client half, and its failure")] = False,
+    settings: Settings = [],  # noqa: B006
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Do one client's work of a past round again, here, to the same bits; also while the run goes on.
+
+    Prints every step and whether norm, loss and steps are those of run.db; the exit status is 1 if they are not.
+
+    Example: fedsim replay runs/20261122-0704-quickstart-3f2a --round 12 --client 7
+    """
+    from fedsim import replay as replays
+    from fedsim.progress import Lines
+
+    if debug and as_json:
+        raise ScenarioError("give --pdb or --json: a debugger talks where the JSON would go")
+    progress = Lines(sys.stderr if as_json else sys.stdout)
+    done = replays.replay(folder, number, client, settings=settings, data_dir=data_dir, progress=progress, debug=debug)
+    if as_json:
+        _print_json(replays.as_data(done))
+    for line in [] if as_json else replays.replay_lines(done):
+        typer.echo(line)
+    if done.verdict.same is False:
+        raise typer.Exit(1)
+
+
+@app.command()
+def client(
+    folder: RunPath,
+    number: Annotated[int, typer.Argument(metavar="CLIENT", help="the client's number", show_default=False)],
+    picture: Annotated[Path | None, typer.Option(help="where a picture of its images goes, .svg or .png")] = None,
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Show one client of a run: its rows, every round it took part in, failures, privacy; also while it goes on.
+
+    Example: fedsim client runs/20261122-0704-quickstart-3f2a 7 --picture client-7.png
+    """
+    from fedsim import client as clients
+    from fedsim.progress import Lines
+
+    found = clients.look(folder, number, data_dir=data_dir, progress=Lines(sys.stderr if as_json else sys.stdout))
+    if picture is not None:
+        clients.draw(found, picture)
+    if as_json:
+        _print_json({**clients.as_data(found), "picture": str(picture) if picture is not None else None})
+        return
+    for line in clients.client_lines(found):
+        typer.echo(line)
+    if picture is not None:
+        typer.echo(f"picture: {picture}")
+
+
+@app.command()
+def export(
+    folder: RunPath,
+    table: Annotated[str, typer.Option(help="rounds, clients, failures, metrics, privacy, ...: docs/run-folder.md")],
+    format: Annotated[str | None, typer.Option(help="csv, json or parquet; csv, or as --out ends")] = None,
+    out: Annotated[Path | None, typer.Option(help="a new file; printed if not given")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one table of a run for other programs.
+
+    Example: fedsim export runs/20261122-0704-quickstart-3f2a --table clients --out clients.parquet
+    """
+    from fedsim import export as exports
+
+    ending = out.suffix[1:] if out is not None else "json" if as_json else ""
+    chosen = format or (ending if ending in exports.FORMATS else "csv")
+    rows = exports.export(folder, table, chosen, out, sys.stdout)
+    if out is not None:
+        _tell({"file": str(out), "rows": rows}, f"{rows} rows in {out}", as_json)
+
+
+@app.command()
+def tag(
+    folder: RunPath,
+    name: Annotated[str, typer.Argument(help="one word")],
+    note: Annotated[str, typer.Option(help="what to remember of it")] = "",
+    remove: Annotated[bool, typer.Option("--remove", help="take the name away again")] = False,
+    as_json: Json = False,
+) -> None:
+    """Give a run a name and a note, which `fedsim show` and `fedsim list runs` print; also while it goes on.
+
+    Example: fedsim tag runs/20261122-0704-quickstart-3f2a paper --note "figure 2"
+    """
+    from fedsim import tags
+
+    if remove:
+        tags.remove_tag(folder, name)
+    else:
+        tags.set_tag(folder, name, note)
+    values = {"folder": str(folder), "tag": name, "removed": remove}
+    _tell(values, f"{folder} is {'no longer ' if remove else ''}tagged {name}", as_json)
 
 
 @app.command()
@@ -151,6 +298,7 @@ def new(
 
 def main() -> NoReturn:
     """The `fedsim` command: a user's mistake is one line and a status, never a traceback."""
+    terminate_as_interrupt()
     logging.basicConfig(level=logging.WARNING, format="note: %(message)s")
     try:
         status = app(standalone_mode=False) or 0  # typer gives a command's early exit, and Ctrl-C, as a number
@@ -168,7 +316,7 @@ def main() -> NoReturn:
 
 def _check(scenario: "Scenario", data_dir: Path | None, stream: TextIO) -> str:
     """Run a scenario cut short in a folder that does not stay; the model's fingerprint."""
-    from fedsim import rounds
+    from fedsim import planning, rounds
     from fedsim.progress import Lines
 
     class Passing(Lines):
@@ -179,12 +327,25 @@ def _check(scenario: "Scenario", data_dir: Path | None, stream: TextIO) -> str:
 
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "run"
-        return rounds.run(rounds.fast(scenario), data_dir=data_dir, out=out, progress=Passing(stream)).fingerprint
+        return rounds.run(planning.fast(scenario), data_dir=data_dir, out=out, progress=Passing(stream)).fingerprint
 
 
 def _fail(message: str, status: int) -> NoReturn:
     print(f"\nerror: {message}" if sys.stdout.isatty() else f"error: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def _list_runs(folder: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from fedsim import overview
+
+    found, unreadable = overview.runs(folder)
+    if as_json:
+        reasons = {str(path): reason for path, reason in unreadable.items()}
+        _print_json({"runs": [asdict(run) for run in found], "unreadable": reasons})
+    for line in [] if as_json else overview.run_lines(found, unreadable):
+        typer.echo(line)
 
 
 def _print_forecast(lines: Sequence[Any], as_json: bool) -> None:

@@ -45,6 +45,11 @@ def expected_size(rule: CohortRule, population: int) -> float:
     return float(_fixed_size(rule, population))
 
 
+def largest_size(rule: CohortRule, population: int) -> int:
+    """The most clients that a round among `population` of them can have."""
+    return population if rule.poisson is not None else _fixed_size(rule, population)
+
+
 def sample(
     rule: CohortRule,
     seed: int,

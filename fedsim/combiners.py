@@ -2,7 +2,7 @@
 
 The mean is taken as "sum, then divide". The sum has fixed brackets, so its bits depend on the cohort alone
 and not on who computed what: the cohort, sorted by client number, is cut into contiguous chunks; each chunk
-is a left fold (multiply, then add, in the vector's own type), and the chunks' sums are folded in order.
+is a left fold in the vector's own type, and the chunks' sums are folded in order.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,14 +48,13 @@ class Fold:
         self._own = False
 
     def add(self, vector: Tensor, weight: float = 1.0) -> None:
-        """Add weight * vector: first the product, rounded, then the sum."""
-        product = vector * weight if weight != 1.0 else vector
+        """Add weight * vector, in one pass over memory (rounded once where the processor can)."""
         if self.total is None:  # the first term itself, not a copy of it
-            self.total, self._own = product, product is not vector
+            self.total, self._own = (vector, False) if weight == 1.0 else (vector * weight, True)
         elif self._own:
-            self.total += product
+            self.total.add_(vector, alpha=weight)
         else:
-            self.total, self._own = self.total + product, True
+            self.total, self._own = self.total.add(vector, alpha=weight), True
 
 
 def mean(updates: Tensor, weights: Tensor) -> Tensor:

@@ -2,19 +2,36 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+DECISIVE = {"data_sha256": "the data", "model": "the model", "sources": "own files"}
+"""Without these it would be another run."""
+NUMERICAL = ("fedsim", "torch", "numpy", "scipy", "scikit-learn", "opacus", "flwr", "ray")
+"""Packages on whose versions bits may depend."""
 
-def environment(data_digest: str, *, corpus: str, model: str) -> dict[str, Any]:
+
+def environment(
+    data_digest: str,
+    *,
+    corpus: str,
+    data: str,
+    model: str,
+    scenario_folder: Path,
+    noise: tuple[float, int] | None = None,
+) -> dict[str, Any]:
     """This machine and process, as `environment.json` keeps them.
 
     Args:
         data_digest: SHA-256 of the federation's rows.
-        corpus: name of the data that were used; a Python caller may have put them in the scenario's place.
-        model: where the model that was used is to be found; likewise.
+        corpus: name of the data that were used.
+        data: where they came from: the scenario's word for it, or a Python caller's function.
+        model: where the model that was used is to be found, likewise.
+        scenario_folder: against which the scenario names files.
+        noise: noise multiplier and most participations that were solved for privacy, if it was asked for.
 
     Returns:
         Plain values: Python and package versions, platform, processor, the vector instructions that torch
@@ -28,10 +45,40 @@ def environment(data_digest: str, *, corpus: str, model: str) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
         "model": model,
+        "data": data,
         "corpus": corpus,
         "data_sha256": data_digest,
+        "scenario_folder": str(scenario_folder.resolve()),
+        "noise": list(noise) if noise is not None else None,
         "packages": packages(),
     }
+
+
+def decisive_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What makes it another run, each in words."""
+    for key, words in DECISIVE.items():
+        before, after = then.get(key), now.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            for name in sorted({*before, *after}):
+                if before.get(name) != after.get(name):
+                    yield f"{words}: {name} {'has changed' if name in after else 'is not there'}"
+        elif before != after:
+            yield f"{words}: {_short(before)} then, {_short(after)} now"
+
+
+def numerical_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What may change a result's last bits, each in words."""
+    for key in ("python", "processor", "cpu_capability"):
+        if then.get(key) != now.get(key):
+            yield f"{key} {then.get(key)} then, {now.get(key)} now"
+    before, after = then.get("packages") or {}, now.get("packages") or {}
+    for name in NUMERICAL:
+        if before.get(name) != after.get(name):
+            yield f"{name} {before.get(name)} then, {after.get(name)} now"
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def processor() -> str:

@@ -4,11 +4,21 @@ A message says what is wrong, where (file, key, client, round) and what to chang
 it as one line and ends with `exit_code`; a traceback is for our own mistakes only.
 """
 
+_LONGEST, _LONGEST_WORD = 1000, 300
+
 
 class FedsimError(Exception):
-    """Base of all errors that a user can cause or mend."""
+    """Base of all errors that a user can cause or mend; as text one printable line, whatever it quotes."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        words = " ".join(_shortened(word) for word in super().__str__().split())
+        text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
+        if len(text) <= _LONGEST:
+            return text
+        # What went wrong stands at the beginning, what to change at the end.
+        return f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class ScenarioError(FedsimError):
@@ -51,3 +61,7 @@ def one_line(error: BaseException) -> str:
     """The error's type and message on a single line, for records and replies."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _shortened(word: str) -> str:
+    return word if len(word) <= _LONGEST_WORD else f"{word[:100]}...{word[-50:]}"

@@ -10,6 +10,8 @@ A round's messages, one per client of the cohort:
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +23,11 @@ from torch import Tensor
 
 from fedsim import metrics, seeds
 from fedsim.algorithm import Combined, Server
+from fedsim.checkpoints import Snapshot
 from fedsim.cohorts import sample
 from fedsim.combiners import Fold, chunk_numbers
 from fedsim.data.federation import CentralPart, Part, Rows
-from fedsim.errors import FedsimError, ScenarioError, StoppedByPolicy, one_line
+from fedsim.errors import FedsimError, RunFolderError, ScenarioError, StoppedByPolicy, one_line
 from fedsim.evaluation import client_metrics
 from fedsim.grid import (
     CLIENT_FAILED,
@@ -42,6 +45,8 @@ from fedsim.parameters import Weights, encode, is_finite, to_record, view
 from fedsim.replies import arrays_of, metrics_of, statistics_of, training_figures, vector_of
 from fedsim.states import ContextStates, State
 
+Figure = int | float | list[int] | list[float]
+"""A value of Flower's MetricRecord."""
 PARTS: Mapping[str, Part] = {"train": "train", "validation": "validation", "test": "test"}
 
 
@@ -83,6 +88,31 @@ class AlgorithmStrategy(Strategy):
         """What the server keeps besides the model, by name."""
         shared = {f"shared/{name}": vector for name, vector in self.server.shared.items()}
         return shared | {f"state/{name}": tensor for name, tensor in self.server.state.items()}
+
+    @property
+    def accepted(self) -> np.ndarray:
+        """[K] the last round of each client that counted; 0 for none."""
+        return self._accepted
+
+    def restore(self, round: int, snapshot: Snapshot) -> None:
+        """Go on as after a round whose snapshot this is."""
+        own = {"shared": dict(self.server.shared), "state": dict(self.server.state)}
+        for name in snapshot.vectors:
+            table, _, key = name.partition("/")
+            if key not in own.get(table, {}):
+                raise RunFolderError(
+                    f"the checkpoint of round {round} has {name}, which {self.algorithm.name} does not"
+                )
+            own[table][key] = snapshot.vectors[name]
+        if absent := [name for name in self.vectors if name not in snapshot.vectors]:
+            raise RunFolderError(f"the checkpoint of round {round} lacks {absent[0]} of {self.algorithm.name}")
+        self.server = Server(snapshot.weights.vector, own["shared"], own["state"], round)
+        self.buffers = snapshot.weights.buffers
+        self.participations, self._accepted = snapshot.participations.copy(), snapshot.accepted.copy()
+
+    def snapshot(self) -> Snapshot:
+        """What the next round depends on, as it is now."""
+        return Snapshot(self.weights, self.vectors, self.participations.copy(), self._accepted.copy())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -134,11 +164,7 @@ class AlgorithmStrategy(Strategy):
             numbers=torch.tensor(answered),
             share_of_population=len(answered) / self._federation.clients,
         )
-        try:
-            self.server = self.algorithm.server(self.server._replace(round=server_round), cohort)
-        except Exception as error:
-            reason = one_line(error)
-            raise StoppedByPolicy(f"round {server_round}: the strategy's server half failed: {reason}") from error
+        self.server = self._stepped(server_round, cohort)
         self._accepted[answered] = server_round
         return to_record(self._layout, self.weights), training_figures(reported)
 
@@ -165,6 +191,21 @@ class AlgorithmStrategy(Strategy):
 
     def summary(self) -> None:
         """Nothing: a run's summary comes from its records."""
+
+    def _stepped(self, round: int, cohort: Combined) -> Server:
+        """The server after its step; what it was before is still being written to the disk, so it must stay."""
+        before = {"params": self.server.params, **self.vectors}
+        versions = {name: tensor._version for name, tensor in before.items()}
+        try:
+            after = self.algorithm.server(self.server._replace(round=round), cohort)
+        except Exception as error:
+            reason = one_line(error)
+            raise StoppedByPolicy(f"round {round}: the strategy's server half failed: {reason}") from error
+        if changed := [name for name, tensor in before.items() if tensor._version != versions[name]]:
+            raise StoppedByPolicy(
+                f"round {round}: the strategy's server half changed {changed[0]} in place; compute a new tensor"
+            )
+        return after
 
     def _is_sound(self, reply: Message) -> bool:
         """Whether a reply counts: no error, an update of the right size, and finite where it is one client's own."""
@@ -210,34 +251,59 @@ class AlgorithmStrategy(Strategy):
         return self._nodes
 
 
+class Answer(NamedTuple):
+    """What came of one message's work: a reply's content, before it is a reply.
+
+    Attributes:
+        figures: the reply's metrics.
+        arrays: the reply's arrays, by record.
+        contribution: what training gave, where the message asked for training.
+    """
+
+    figures: dict[str, Figure]
+    arrays: dict[str, ArrayRecord]
+    contribution: Contribution | None = None
+
+    def reply(self, message: Message) -> Message:
+        """The reply to the message that asked."""
+        return Message(RecordDict({**self.arrays, "metrics": MetricRecord({**self.figures})}), reply_to=message)
+
+
 def chunk_program(work: Work) -> ChunkProgram:
     """What a simulated worker runs: each client's work in order, a client's failure being its reply."""
 
     @seeds.preserved()
     def run(chunk: Chunk) -> ChunkResult:
-        replies: list[Message] = []
+        answers: list[Answer | FedsimError] = []
         kept: dict[int, State] = {}
         running = Fold()
-        carrier: RecordDict | None = None
+        carrier: Answer | None = None
         for message in chunk.messages:
             number = client_number(message)
             try:
-                content, contribution = _answer(work, number, message, chunk.states.get(number))
+                answer = _answer(work, number, message, chunk.states.get(number))
             except FedsimError as error:
-                replies.append(failure(message, CLIENT_FAILED, str(error)))
+                answers.append(error)
                 continue
-            if contribution is not None:
-                if contribution.state:
-                    kept[number] = contribution.state
-                if setting(message, "reply", "model") == "sum":
-                    running.add(contribution.vector, float(setting(message, "weight", 1.0)))
-                    carrier = content
-            replies.append(Message(content, reply_to=message))
+            done = answer.contribution
+            if done is not None and done.state:
+                kept[number] = done.state
+            if done is not None and setting(message, "reply", "model") == "sum":
+                running.add(done.vector, float(setting(message, "weight", 1.0)))
+                carrier = answer = answer._replace(contribution=None)
+            answers.append(answer)
         if carrier is not None and running.total is not None:
-            carrier["update"] = ArrayRecord({"vector": encode(running.total.numpy())})
-        return ChunkResult(replies, kept)
+            carrier.arrays["update"] = ArrayRecord({"vector": encode(running.total.numpy())})
+        # Replies are built when all have trained: in between, their code would push the nets out of the cache.
+        return ChunkResult(list(map(_reply, chunk.messages, answers)), kept)
 
     return run
+
+
+def _reply(message: Message, answer: Answer | FedsimError) -> Message:
+    if isinstance(answer, FedsimError):
+        return failure(message, CLIENT_FAILED, str(answer))
+    return answer.reply(message)
 
 
 def client_app(make_work: Callable[[], Work]) -> ClientApp:
@@ -254,10 +320,10 @@ def client_app(make_work: Callable[[], Work]) -> ClientApp:
         training = message.metadata.message_type == "train"  # no other message names an accepted round
         state = states.get(number, int(setting(message, "accepted-round", 0))) if training else None
         with seeds.preserved():
-            content, contribution = _answer(make_work(), number, message, state)
-        if contribution is not None:
-            states.put(number, int(setting(message, "server-round", 0)), contribution.state)
-        return Message(content, reply_to=message)
+            answer = _answer(make_work(), number, message, state)
+        if answer.contribution is not None:
+            states.put(number, int(setting(message, "server-round", 0)), answer.contribution.state)
+        return answer.reply(message)
 
     for register in (app.train(), app.evaluate(), app.query()):
         register(handle)
@@ -274,20 +340,20 @@ def central_messages(arrays: ArrayRecord, part: CentralPart, rows: int, block: i
     ]
 
 
-def _answer(work: Work, number: int, message: Message, state: State | None) -> tuple[RecordDict, Contribution | None]:
-    """One message's work: the reply's content, and what training gave."""
+def _answer(work: Work, number: int, message: Message, state: State | None) -> Answer:
+    """One message's work."""
     kind = message.metadata.message_type
     if kind == "train":
         return _trained(work, number, message, state)
     if kind == "query":
-        facts = MetricRecord({"number": number, "num-examples": int(work.federation.train_rows[number])})
-        return RecordDict({"metrics": facts}), None
-    return _measured(work, number, message), None
+        return Answer({"number": number, "num-examples": int(work.federation.train_rows[number])}, {})
+    return _measured(work, number, message)
 
 
-def _measured(work: Work, number: int, message: Message) -> RecordDict:
+def _measured(work: Work, number: int, message: Message) -> Answer:
     started = time.perf_counter()
     part = str(setting(message, "part", "validation"))
+    limit: AbstractContextManager[None] = nullcontext()
     if message.metadata.message_type == "evaluate.central":
         central = work.federation.central["test" if part == "test" else "validation"]
         block = slice(int(setting(message, "start", 0)), int(setting(message, "stop", len(central.x))))
@@ -295,35 +361,32 @@ def _measured(work: Work, number: int, message: Message) -> RecordDict:
     else:
         rows = work.federation.rows(number, PARTS[part])
         what = f"round {setting(message, 'server-round', 0)}, client {number}"
-    measured = metrics.to_record(work.evaluate(work.received(arrays_of(message, "arrays")), rows, what))
-    measured["num-examples"] = len(rows.x)
-    measured["seconds"] = time.perf_counter() - started
-    return RecordDict({"metrics": measured})
+        limit = work.limit()
+    weights = work.received(arrays_of(message, "arrays"))
+    with limit:
+        measured = metrics.to_record(work.evaluate(weights, rows, what))
+    return Answer({**measured, "num-examples": len(rows.x), "seconds": time.perf_counter() - started}, {})
 
 
-def _trained(work: Work, number: int, message: Message, state: State | None) -> tuple[RecordDict, Contribution]:
+def _trained(work: Work, number: int, message: Message, state: State | None) -> Answer:
     started = time.perf_counter()
     weights = work.received(arrays_of(message, "arrays"))
     shared = arrays_of(message, "shared")
     vectors = {name: torch.from_numpy(view(array).copy()) for name, array in shared.items()}
     done = work.train(number, int(setting(message, "server-round", 0)), Received(weights, vectors), state)
-    reply = str(setting(message, "reply", "model"))
-    content = RecordDict()
+    reply, arrays = setting(message, "reply", "model"), {}
     if reply == "model":
         size, end = work.layout.size, work.layout.size + work.layout.buffer_size
         became = Weights(weights.vector + done.vector[:size], weights.buffers + done.vector[size:end])
-        content["arrays"] = to_record(work.layout, became)
+        arrays["arrays"] = to_record(work.layout, became)
     elif reply == "update":
-        content["update"] = ArrayRecord({"vector": encode(done.vector.numpy())})
-    scalars = {f"scalar/{name}": value for name, value in done.scalars.items()}
-    content["metrics"] = MetricRecord(
-        {
-            "num-examples": int(work.federation.train_rows[number]),
-            "loss": done.loss,
-            "steps": done.steps,
-            "seconds": time.perf_counter() - started,
-            "summed": int(reply == "sum"),
-            **scalars,
-        }
-    )
-    return content, done
+        arrays["update"] = ArrayRecord({"vector": encode(done.vector.numpy())})
+    figures: dict[str, Figure] = {
+        "num-examples": int(work.federation.train_rows[number]),
+        "loss": done.loss,
+        "norm": done.norm,
+        "steps": done.steps,
+        "seconds": time.perf_counter() - started,
+        "summed": int(reply == "sum"),
+    }
+    return Answer(figures | {f"scalar/{name}": value for name, value in done.scalars.items()}, arrays, done)

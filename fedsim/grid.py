@@ -48,11 +48,15 @@ class SimulatedGrid(Grid, ABC):
 
     Messages with the same chunk number in their config, one after another, go to one worker together; a
     message without a number is a chunk of its own. Replies come back one per message, in order.
+
+    Attributes:
+        population: K.
+        states: what clients keep between rounds.
     """
 
-    def __init__(self, population: int) -> None:
+    def __init__(self, population: int, states: ClientStates | None = None) -> None:
         self.population = population
-        self._states = ClientStates()
+        self.states = states if states is not None else ClientStates(population)
         self._replies: dict[str, Message] = {}
         self._run = _begin_run()
 
@@ -69,7 +73,7 @@ class SimulatedGrid(Grid, ABC):
         replies: list[Message] = []
         for chunk, result in zip(chunks, self.run_chunks(chunks, timeout), strict=True):
             for number, state in result.states.items():
-                self._states.put(number, _round(chunk.messages[0]), state)
+                self.states.put(number, _round(chunk.messages[0]), state)
             replies += result.replies
         return replies
 
@@ -78,7 +82,7 @@ class SimulatedGrid(Grid, ABC):
         if messages[0].metadata.message_type != "train":
             return Chunk(messages, {})
         accepted = {client_number(message): setting(message, "accepted-round", 0) for message in messages}
-        return Chunk(messages, {number: self._states.get(number, int(round)) for number, round in accepted.items()})
+        return Chunk(messages, {number: self.states.get(number, int(round)) for number, round in accepted.items()})
 
     def get_node_ids(self) -> list[int]:
         """Node ids of all clients, in order."""

@@ -8,6 +8,7 @@ import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from torch import nn
 
 from fedsim import registry
 from fedsim.algorithm import Algorithm
+from fedsim.cohorts import largest_size
 from fedsim.data.build import build
-from fedsim.data.corpus import Corpus, Folders
+from fedsim.data.corpus import Corpus, Folders, Task
 from fedsim.data.federation import Federation
 from fedsim.errors import FedsimError, ScenarioError
-from fedsim.model import check_model, make_model, model_name
+from fedsim.machine import available_memory
+from fedsim.model import check_model, check_size, make_model, model_name, model_reference
 from fedsim.parameters import Layout, layout_of
 from fedsim.privacy.plan import ExamplePrivacy, Plan, plan
 from fedsim.problem import Problem, problem_for
@@ -27,6 +30,7 @@ from fedsim.scenario import Scenario
 
 ModelSource = str | Callable[..., nn.Module]
 CorpusSource = Callable[[Folders], Corpus]
+_WORKER_BYTES = 150_000_000  # of its own that a process has once torch is imported; 170 MB were measured
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,14 @@ class Job:
         scenario: what is run.
         federation: every client's rows.
         model: name or factory of the model.
+        data: where the data came from: the scenario's word for it, or a Python function's name.
         privacy: the example-level mechanism with its noise solved, or None.
     """
 
     scenario: Scenario
     federation: Federation
     model: ModelSource
+    data: str
     privacy: Plan | None
 
     @property
@@ -85,6 +91,7 @@ def _prepared(scenario: Scenario, folders: Folders, model: ModelSource | None, d
     federation = _federated(scenario, folders, data)
     check_cohort(scenario, federation.clients)
     source = model if model is not None else scenario.model.name
+    _check_machine(scenario, source, federation)
     module = _model(scenario, source, federation)
     problem = problem_for(federation.task, federation.classes)
     check_model(model_name(source), module, problem, federation.x, federation.y)
@@ -96,7 +103,7 @@ def _prepared(scenario: Scenario, folders: Folders, model: ModelSource | None, d
 
         twin = private_module(module, model_name(source))
         twin.module(problem.inputs(federation.x[:1]))  # the first pass tries its per-example gradients
-    return Job(scenario, federation, source, privacy)
+    return Job(scenario, federation, source, scenario.data.name if data is None else model_reference(data), privacy)
 
 
 def federate(scenario: Scenario, folders: Folders, data: CorpusSource | None = None) -> Federation:
@@ -143,11 +150,17 @@ def algorithm_of(scenario: Scenario) -> Algorithm:
 
 
 def check_cohort(scenario: Scenario, clients: int) -> None:
-    """Refuse a cohort of more clients than there are."""
-    size = scenario.cohort.size
+    """Refuse a cohort of more clients than there are, and more replies than a cohort can give."""
+    size, needed = scenario.cohort.size, scenario.cohort.min_replies
     if size is not None and size > clients:
         raise ScenarioError(
             f"cohort.size = {size}: the number of clients is {clients}; lower it, or leave it out for everyone"
+        )
+    largest = largest_size(scenario.cohort.rule, clients)
+    if needed is not None and needed > largest:
+        raise ScenarioError(
+            f"cohort.min_replies = {needed}: a cohort here has at most {largest} of {clients} clients; "
+            "lower it, or enlarge the cohort"
         )
 
 
@@ -179,10 +192,28 @@ def personal_mask(layout: Layout, pattern: str) -> torch.Tensor:
     return mask
 
 
-def _model(scenario: Scenario, source: ModelSource, federation: Federation) -> nn.Module:
+def _check_machine(scenario: Scenario, source: ModelSource, federation: Federation) -> None:
+    """Refuse a model or a number of workers for which this machine has no memory, before any is taken."""
+    check_size(*_asked(scenario, source, federation))
+    workers, free = scenario.engine.workers or 1, available_memory()
+    if scenario.engine.kind == "ray" and free is not None and workers * _WORKER_BYTES > free:
+        raise ScenarioError(
+            f"engine.workers = {workers}: each is a process of at least {_WORKER_BYTES / 1e6:.0f} MB, and "
+            f"{free / 1e9:.3g} GB of memory are free; lower it, or leave it out for one per core"
+        )
+
+
+def _asked(
+    scenario: Scenario, source: ModelSource, federation: Federation
+) -> tuple[ModelSource, Mapping[str, Any], tuple[int, ...], int, Task, Path]:
+    """The model that a scenario asks for, as `check_size` and `make_model` take it."""
     settings: Mapping[str, Any] = scenario.model.settings if isinstance(source, str) else {}
     shape = tuple(federation.x.shape[1:])
-    return make_model(source, settings, shape, len(federation.classes), federation.task, scenario.folder, scenario.seed)
+    return source, settings, shape, len(federation.classes), federation.task, scenario.folder
+
+
+def _model(scenario: Scenario, source: ModelSource, federation: Federation) -> nn.Module:
+    return make_model(*_asked(scenario, source, federation), scenario.seed)
 
 
 def _corpus(scenario: Scenario, folders: Folders) -> Corpus:

@@ -6,8 +6,10 @@ vectors. What a client half of `strategies/` sees is `LocalClient`.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ from fedsim.optimizers import effective_steps, learning_rate, make_optimizer
 from fedsim.parameters import FlatModule, Weights, from_record, is_finite
 from fedsim.privacy.batches import poisson_batch
 from fedsim.problem import evaluate
+from fedsim.signals import time_limit
 from fedsim.states import State
 
 
@@ -41,6 +44,7 @@ class Contribution(NamedTuple):
         vector: [D + E + extras] update, change of floating buffers, extras in the algorithm's order.
         scalars: the algorithm's scalars.
         state: the client's new state; it does not leave the client.
+        norm: Euclidean norm of `vector`; infinite where its square is.
         loss: mean training loss over the steps.
         steps: optimiser steps taken.
     """
@@ -48,8 +52,25 @@ class Contribution(NamedTuple):
     vector: Tensor
     scalars: dict[str, float]
     state: State
+    norm: float
     loss: float
     steps: int
+
+
+class Step(NamedTuple):
+    """A step of the local optimiser, as an observer of the client is told.
+
+    Attributes:
+        training: which call of `local.train` in the round, from 1.
+        loss: mean over the batch, before the step; None for a Poisson batch without rows.
+        norm: Euclidean norm of the gradient that the optimiser took: noised, corrected, clipped.
+        learning_rate: of the step.
+    """
+
+    training: int
+    loss: float | None
+    norm: float
+    learning_rate: float
 
 
 class Work:
@@ -91,7 +112,9 @@ class Work:
             self._latest = record, from_record(self.layout, record)
         return self._latest[1]
 
-    def train(self, number: int, round: int, received: Received, state: State | None) -> Contribution:
+    def train(
+        self, number: int, round: int, received: Received, state: State | None, steps: list[Step] | None = None
+    ) -> Contribution:
         """One client's round.
 
         Args:
@@ -99,6 +122,7 @@ class Work:
             round: from 1.
             received: model and shared vectors.
             state: the client's own vectors, None before its first accepted round.
+            steps: gets every step that is taken, also up to a failure; the same bits, a little slower.
 
         Draws from the global generators (dropout) are seeded here; `seeds.preserved` keeps the caller's.
 
@@ -106,19 +130,26 @@ class Work:
             ClientError: names round and client; whatever went wrong in the client's work.
         """
         try:
-            return self._train(number, round, received, state)
+            with self.limit():
+                return self._train(number, round, received, state, steps)
         except FedsimError as error:
             raise ClientError(f"round {round}, client {number}: {error}") from error
         except Exception as error:
             raise ClientError(f"round {round}, client {number}: {one_line(error)}") from error
 
-    def _train(self, number: int, round: int, received: Received, state: State | None) -> Contribution:
+    def limit(self) -> AbstractContextManager[None]:
+        """The time limit of one client's work."""
+        return time_limit(self.job.scenario.cohort.client_timeout, "cohort.client_timeout")
+
+    def _train(
+        self, number: int, round: int, received: Received, state: State | None, steps: list[Step] | None
+    ) -> Contribution:
         start = received.weights.vector
         own = {name: vector.clone() for name, vector in (state or self._first_state()).items()}
         if self.personal is not None:
             start = start.clone()
             start[self.personal] = own["personal"]
-        client = LocalClient(self, number, round, start, received, own)
+        client = LocalClient(self, number, round, start, received, own, steps)
         untouched = start._version
         seeds.seed_globals(self.job.scenario.seed, "train", round, number)
         upload = self.algorithm.client(client)
@@ -132,10 +163,11 @@ class Work:
             update = update.masked_fill(self.personal, 0.0)
         buffers = client.buffers if upload.buffers is None else upload.buffers
         vector = self._packed(upload._replace(update=update), self._change(received.weights.buffers, buffers))
-        if not is_finite(vector):
+        norm = math.sqrt(float(vector @ vector))
+        if not (math.isfinite(norm) or is_finite(vector)):
             raise ClientError(f"the update is not finite after {client.steps} steps. {client.advice}")
         scalars = {name: float(value) for name, value in upload.scalars.items()}
-        return Contribution(vector, scalars, kept, client.mean_loss, client.steps)
+        return Contribution(vector, scalars, kept, norm, client.mean_loss, client.steps)
 
     def _check_shapes(self, upload: Upload) -> None:
         """A vector of another shape would be broadcast into the cohort's sum."""
@@ -187,6 +219,7 @@ class LocalClient:
     received: Tensor
     message: Received
     state: Vectors
+    observed: list[Step] | None = None
 
     def __post_init__(self) -> None:
         data = self.work.federation.rows(self.number, "train")
@@ -195,15 +228,15 @@ class LocalClient:
         self.rows = len(data.x)
         self.steps = 0
         self._data = Batch(problem.inputs(data.x), problem.targets(data.y))
-        self._loss_sum = 0.0
-        self._noted = 0
+        self._losses_noted: list[float] = []
         self._passes = 0
         self.buffers = self.message.weights.buffers.clone()
 
     @property
     def mean_loss(self) -> float:
         """Mean over steps of the batch's mean loss; empty Poisson batches have none."""
-        return self._loss_sum / self._noted if self._noted else math.nan
+        noted = self._losses_noted
+        return reduce(add, noted, 0.0) / len(noted) if noted else math.nan  # `sum` rounds otherwise from Python 3.12 on
 
     @property
     def advice(self) -> str:
@@ -236,7 +269,8 @@ class LocalClient:
         self._begin(flat, start)
         rate = learning_rate(settings, self.round, self.work.job.scenario.rounds)
         fixed = self._fixed(trains)
-        if settings.plain and self.work.private is None and correct is None and at is None and fixed is None:
+        plain = settings.plain and self.work.private is None and correct is None and at is None and fixed is None
+        if plain and self.observed is None:
             params, steps = flat.vector, self._descend(flat, rate, loss_term, epochs)
         else:
             gradients = self._private_gradients if self.work.private is not None else self._gradients
@@ -244,7 +278,7 @@ class LocalClient:
         flat.check()
         self.steps += steps
         self.buffers = flat.buffers.clone()
-        return Trained(params.clone(), steps, rate * effective_steps(steps, settings.momentum), self.buffers)
+        return Trained(params, steps, rate * effective_steps(steps, settings.momentum), self.buffers)
 
     def _walk(
         self,
@@ -262,7 +296,7 @@ class LocalClient:
         optimizer = make_optimizer(settings, params, rate)
         if at is not None:
             flat.vector.copy_(at(params))
-        steps = 0
+        steps, observed, known = 0, self.observed, len(self._losses_noted)
         for gradient in gradients:
             steps += 1
             step = correct(gradient, params) if correct is not None else gradient
@@ -270,6 +304,10 @@ class LocalClient:
                 step = step.masked_fill(fixed, 0.0)
             if settings.clip is not None:
                 step = step * min(1.0, settings.clip / max(float(step.norm()), 1e-12))
+            if observed is not None:
+                loss = next(iter(self._losses_noted[known:]), None)
+                observed.append(Step(self._passes, loss, float(step.norm()), rate))
+                known = len(self._losses_noted)
             params.grad = step
             optimizer.step()
             if fixed is not None:  # weight decay moves them too
@@ -310,9 +348,12 @@ class LocalClient:
 
     def _losses(self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None) -> Iterator[Tensor]:
         """Every batch's mean loss [], at what `flat` then holds."""
+        mean_loss = self.work.problem.mean_loss
         for batch in self._batches(epochs):
-            loss = self._batch_losses(flat, batch, loss_term).mean()
-            self._note(float(loss.detach()))
+            loss = mean_loss(flat.module(batch.inputs), batch.targets)
+            if loss_term is not None:
+                loss = loss + loss_term(flat.module, batch).mean()
+            self._note(loss.item())
             yield loss
 
     def _private_gradients(self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None) -> Iterator[Tensor]:
@@ -343,9 +384,8 @@ class LocalClient:
 
     def _note(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise ClientError(f"the loss is not finite in step {self._noted + 1}. {self.advice}")
-        self._loss_sum += loss
-        self._noted += 1
+            raise ClientError(f"the loss is not finite in step {len(self._losses_noted) + 1}. {self.advice}")
+        self._losses_noted.append(loss)
 
     def _batches(self, epochs: int | None) -> Iterator[Batch]:
         """Batches of rows in an order of this round and client: each epoch is permuted and cut."""

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from fedsim import registry, seeds
 from fedsim.data.corpus import Task
 from fedsim.errors import FedsimError, ModelError, one_line
+from fedsim.machine import available_memory
 from fedsim.problem import Problem, evaluating
 
 Factory = Callable[..., nn.Module]
+_COPIES = 4  # the model received, the model trained, its gradient and its update
 
 
 def make_model(
@@ -48,14 +50,44 @@ def make_model(
     """
     name = model_name(model)
     factory = _factory(model, folder)
-    known = {"shape": shape, "classes": classes, "task": task}
-    bound = registry.bind(factory, settings, "model", reserved=known, own=("name",))
-    wanted = inspect.signature(factory).parameters
+    arguments = _arguments(factory, settings, shape, classes, task)
     with seeds.scope(seed, "model"):
-        built = _build(factory, name, {**{key: known[key] for key in known if key in wanted}, **bound})
+        built = _build(factory, name, arguments)
     if not isinstance(built, nn.Module):
         raise ModelError(f"model {name!r} gives a {type(built).__name__}; it should give an nn.Module")
     return built
+
+
+def check_size(
+    model: str | Factory, settings: Mapping[str, Any], shape: tuple[int, ...], classes: int, task: Task, folder: Path
+) -> None:
+    """Refuse sizes of a family of `fedsim.models` for which this machine's memory cannot suffice.
+
+    The model is built without memory for its parameters. A user's own is not tried: its code may do anything.
+
+    Args:
+        model, settings, shape, classes, task, folder: as for `make_model`, in the same order.
+
+    Raises:
+        ModelError: the parameters need more memory than there is; as `make_model` otherwise.
+        ScenarioError: as `make_model`.
+    """
+    if not isinstance(model, str) or ":" in model:
+        return
+    factory = _factory(model, folder)
+    arguments = _arguments(factory, settings, shape, classes, task)
+    with torch.device("meta"):
+        try:
+            built = factory(**arguments)
+        except (RuntimeError, TypeError) as error:  # numbers of bytes beyond 64 bits
+            raise ModelError(f"model {model!r}: {_given(settings)} too large; no memory has so many bytes") from error
+    size = sum(parameter.nbytes for parameter in built.parameters())
+    free = available_memory()
+    if free is not None and _COPIES * size > free:
+        raise ModelError(
+            f"model {model!r}: {_given(settings)} too large; parameters of {size / 1e9:.3g} GB need {_COPIES} times as "
+            f"much to be trained, and {free / 1e9:.3g} GB of memory are free"
+        )
 
 
 def model_name(model: str | Factory) -> str:
@@ -63,8 +95,8 @@ def model_name(model: str | Factory) -> str:
     return model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
 
 
-def model_reference(model: str | Factory) -> str:
-    """Where a model is to be found again: the scenario's word for it, or module:qualname of a Python object."""
+def model_reference(model: str | Callable[..., Any]) -> str:
+    """Where a model (or data) is to be found again: the scenario's word, or module:qualname of a Python object."""
     if isinstance(model, str):
         return model
     definition = _definition(model)
@@ -93,6 +125,21 @@ def check_model(name: str, module: nn.Module, problem: Problem, x: np.ndarray | 
             shape = list(x.shape[1:])
             raise ModelError(f"model {name!r} fails on rows {shape} of {x.dtype}: {one_line(error)}") from error
     problem.check(output, problem.targets(y[:2]), f"model {name!r}")
+
+
+def _arguments(
+    factory: Factory, settings: Mapping[str, Any], shape: tuple[int, ...], classes: int, task: Task
+) -> dict[str, Any]:
+    known = {"shape": shape, "classes": classes, "task": task}
+    bound = registry.bind(factory, settings, "model", reserved=known, own=("name",))
+    wanted = inspect.signature(factory).parameters
+    return {**{key: known[key] for key in known if key in wanted}, **bound}
+
+
+def _given(settings: Mapping[str, Any]) -> str:
+    """The sizes that a scenario sets, as the subject of a sentence."""
+    sizes = [f"model.{key} = {value}" for key, value in settings.items() if isinstance(value, int | list | tuple)]
+    return f"{' and '.join(sizes)} {'are' if len(sizes) > 1 else 'is'}" if sizes else "for these rows it is"
 
 
 def _definition(factory: Factory) -> Any:

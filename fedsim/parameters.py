@@ -84,7 +84,7 @@ class FlatModule:
 
     Attributes:
         module: the module itself; call it as usual.
-        vector: [D] its parameters.
+        vector: [D] its parameters; a new one after each `load`, so that who has taken the old one may keep it.
         gradient: [D] where `backward()` adds gradients; zero it before.
         buffers: [E] its floating buffers.
         constants: frozen parameters and integer buffers by name, as they were at first; never sent.
@@ -107,13 +107,11 @@ class FlatModule:
         if len(kinds) > 1:
             raise ModelError(f"the model mixes {', '.join(sorted(map(str, kinds)))}; use one floating type")
         self.layout = Layout(_slots(self._parameters), _slots(self._buffers))
-        self.vector = torch.empty(self.layout.size, dtype=kinds.pop())
+        self._tensors = tuple(self._parameters.values())
+        self._live_on(torch.cat([parameter.detach().reshape(-1) for parameter in self._tensors]))
         self.gradient = torch.zeros_like(self.vector)
         self.buffers = torch.empty(self.layout.buffer_size, dtype=self.vector.dtype)
-        for slot, parameter in zip(self.layout.parameters, self._parameters.values(), strict=True):
-            view = self.vector[slot.start : slot.stop].view(slot.shape)
-            view.copy_(parameter.detach())
-            parameter.data = view
+        for slot, parameter in zip(self.layout.parameters, self._tensors, strict=True):
             parameter.grad = self.gradient[slot.start : slot.stop].view(slot.shape)
         self.constants = {
             name: tensor.detach().clone()
@@ -121,7 +119,7 @@ class FlatModule:
             if not (tensor.requires_grad or name in self._buffers)
         }
         self._counters = [(buffer, buffer.clone()) for buffer in module.buffers() if not buffer.is_floating_point()]
-        self._views = [parameter.data for parameter in self._parameters.values()]
+        self._places = [_place(module, tensor) for tensor in (*self._tensors, *self._buffers.values())]
         for slot, buffer in zip(self.layout.buffers, self._buffers.values(), strict=True):
             view = self.buffers[slot.start : slot.stop].view(slot.shape)
             view.copy_(buffer)
@@ -133,10 +131,17 @@ class FlatModule:
         Integer buffers (batch norm's counter) start anew, so that no client sees what another one left behind.
         """
         self.check()
-        self.vector.copy_(weights.vector)
+        self._live_on(torch.empty_like(self.vector).copy_(weights.vector))
         self.buffers.copy_(weights.buffers)
         for counter, first in self._counters:
             counter.copy_(first)
+
+    def _live_on(self, vector: Tensor) -> None:
+        """Make every parameter a view of `vector` [D]: cheaper than a copy in and a copy out."""
+        self.vector = vector
+        self._views = [vector[slot.start : slot.stop].view(slot.shape) for slot in self.layout.parameters]
+        for parameter, view in zip(self._tensors, self._views, strict=True):
+            parameter.data = view
 
     def differentiate(self, loss: Tensor) -> Tensor:
         """The gradient [D] of a scalar loss, in `gradient`; zero where a parameter was not used.
@@ -151,25 +156,40 @@ class FlatModule:
 
     def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
         """Each parameter's gradient, zeros where it was not used."""
-        return torch.autograd.grad(loss, tuple(self._parameters.values()), materialize_grads=True)
+        return torch.autograd.grad(loss, self._tensors, materialize_grads=True)
 
     def check(self) -> None:
         """Raise ModelError when a parameter, gradient or buffer no longer lies on its vector.
 
         `.to()`, `channels_last`, deepcopy and assignments in a user's model detach silently.
         """
-        step = self.vector.element_size()
-        used = {id(tensor) for tensor in (*self.module.parameters(), *self.module.buffers())}
-        for slot, parameter in zip(self.layout.parameters, self._parameters.values(), strict=True):
-            grad = parameter.grad
-            on_vector = parameter.data_ptr() == self.vector.data_ptr() + slot.start * step
-            on_gradient = grad is not None and grad.data_ptr() == self.gradient.data_ptr() + slot.start * step
-            if not (on_vector and on_gradient and id(parameter) in used):
+        step, vector, gradient = self.vector.element_size(), self.vector.data_ptr(), self.gradient.data_ptr()
+        places = iter(self._places)
+        for slot, parameter in zip(self.layout.parameters, self._tensors, strict=True):
+            grad, start = parameter.grad, slot.start * step
+            on_vector = parameter.data_ptr() == vector + start
+            on_gradient = grad is not None and grad.data_ptr() == gradient + start
+            if not (on_vector and on_gradient and _at(self.module, next(places)) is parameter):
                 raise ModelError(f"parameter {slot.name!r} left the flat vector; do not reassign it or its grad")
         for slot, buffer in zip(self.layout.buffers, self._buffers.values(), strict=True):
             on_vector = not buffer.numel() or buffer.data_ptr() == self.buffers.data_ptr() + slot.start * step
-            if not (on_vector and id(buffer) in used):
+            if not (on_vector and _at(self.module, next(places)) is buffer):
                 raise ModelError(f"buffer {slot.name!r} left the flat vector; update it in place")
+
+
+def _place(module: nn.Module, tensor: Tensor) -> list[str]:
+    """The path of attributes that leads from a module to one of its parameters or buffers."""
+    named = (*module.named_parameters(), *module.named_buffers())
+    return next(name.split(".") for name, each in named if each is tensor)
+
+
+def _at(module: nn.Module, place: list[str]) -> Tensor | None:
+    """What a module now has at that place; walking one path is cheaper than listing all that the module has."""
+    *path, last = place
+    owner: nn.Module | None = module
+    for name in path:
+        owner = owner._modules.get(name) if owner is not None else None
+    return None if owner is None else owner._parameters.get(last, owner._buffers.get(last))
 
 
 def view(array: Array) -> np.ndarray:

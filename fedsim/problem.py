@@ -42,6 +42,10 @@ class Problem(Protocol):
         """Each example's loss [B], in nats."""
         ...
 
+    def mean_loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        """The mean [] of `losses`: what a step descends on. In one operation, since small nets feel a second."""
+        ...
+
     def zeros(self) -> Statistics:
         """The statistics of no rows."""
         ...
@@ -89,6 +93,10 @@ class Classification:
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy [B]."""
         return functional.cross_entropy(output, targets, reduction="none")
+
+    def mean_loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        """See `Problem`."""
+        return functional.cross_entropy(output, targets)
 
     def zeros(self) -> Statistics:
         """See `Problem`."""
@@ -146,6 +154,10 @@ class NextToken:
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy [B], the mean over each window's bytes."""
         return self._nats(output, targets).mean(1)
+
+    def mean_loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        """See `Problem`; windows are equally long, so the mean over them is that over all bytes."""
+        return functional.cross_entropy(output.flatten(0, 1), targets.flatten())
 
     def _nats(self, output: Tensor, targets: Tensor) -> Tensor:
         each = functional.cross_entropy(output.flatten(0, 1), targets.flatten(), reduction="none")

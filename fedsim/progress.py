@@ -3,6 +3,7 @@
 import shutil
 import sys
 import textwrap
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TextIO
 
@@ -21,6 +22,9 @@ class Progress(Protocol):
     def phase(self, text: str) -> None:
         """Something begins that may take a while."""
 
+    def note(self, text: str) -> None:
+        """Something that its user should know, at once."""
+
     def round(self, record: RoundRecord, shown: Mapping[str, float | None]) -> None:
         """A round has been committed."""
 
@@ -37,6 +41,9 @@ class Silent:
     def phase(self, text: str) -> None:
         """Ignore it."""
 
+    def note(self, text: str) -> None:
+        """Ignore it."""
+
     def round(self, record: RoundRecord, shown: Mapping[str, float | None]) -> None:
         """Ignore it."""
 
@@ -51,27 +58,34 @@ class Lines:
         self._stream = stream or sys.stdout
         self._passing = self._stream.isatty()
         self._rounds = 0
-        self._seconds = 0.0
+        self._seconds, self._lines = 0.0, 0
         self._columns: tuple[str, ...] = ()
+        self._lock = threading.RLock()  # a round's line comes from the thread that has committed it
 
     def begin(self, title: str, facts: Sequence[str], notes: Sequence[str], rounds: int) -> None:
         """Print the heading, wrapped at facts, and the notes."""
-        self._rounds, self._seconds, self._columns = rounds, 0.0, ()
+        self._rounds, self._seconds, self._lines, self._columns = rounds, 0.0, 0, ()
         lines = [title]
         for fact in facts:
             if len(lines[-1]) + len(fact) + 3 > WIDTH:
                 lines.append(f"  {fact}")
             else:
                 lines[-1] += f" · {fact}"
-        for note in notes:
-            lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ")
         self._print(*lines)
+        for note in notes:
+            self.note(note)
 
     def phase(self, text: str) -> None:
         """Show a passing line on a terminal."""
-        if self._passing:
+        if not self._passing:
+            return
+        with self._lock:
             width = min(WIDTH, shutil.get_terminal_size().columns - 1)
             print(f"\r\x1b[2K{text[:width]}", end="", file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print it, wrapped."""
+        self._print(*textwrap.wrap(f"note: {text}", WIDTH, subsequent_indent="  ", break_on_hyphens=False))
 
     def round(self, record: RoundRecord, shown: Mapping[str, float | None]) -> None:
         """Print the round's line, and the columns' names before the first."""
@@ -80,8 +94,8 @@ class Lines:
             heads = "".join(f"{name:>11}" for name in self._columns)
             epsilon = " epsilon" if record.epsilon is not None else ""
             self._print(f" round{heads}  failed{epsilon}   s/round    left")
-        self._seconds += record.seconds
-        left = self._seconds / record.number * (self._rounds - record.number)
+        self._seconds, self._lines = self._seconds + record.seconds, self._lines + 1
+        left = self._seconds / self._lines * (self._rounds - record.number)
         cells = "".join(f"{_number(shown.get(name)):>11}" for name in self._columns)
         epsilon = f" {rounded_up(record.epsilon):>7}" if record.epsilon is not None else ""
         self._print(f"{record.number:6d}{cells}  {record.failed:6d}{epsilon}   {record.seconds:7.2f} {_clock(left):>7}")
@@ -91,9 +105,10 @@ class Lines:
         self._print(*lines)
 
     def _print(self, *lines: str) -> None:
-        self.phase("")
-        for line in lines:
-            print(line, file=self._stream, flush=True)
+        with self._lock:
+            self.phase("")
+            for line in lines:
+                print(line, file=self._stream, flush=True)
 
 
 def _number(value: float | None) -> str:

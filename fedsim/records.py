@@ -1,21 +1,24 @@
-"""The tables of a run: what `run.db` holds, how it is written and how it is read back.
+"""The tables of a run: what `run.db` holds, and how it is written; `reading.py` gives it back.
 
 docs/run-folder.md describes every column. A change of the tables raises `SCHEMA_VERSION`.
 """
 
+import fcntl
 import json
 import math
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedsim.errors import RunFolderError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Phase = Literal["train", "evaluate"]
 Status = Literal["ok", "failed"]
@@ -34,10 +37,14 @@ class ClientRow:
         rows: it worked on, and with `phase` "train" its weight by examples.
         loss: mean over those rows; None where there is none.
         steps: of the local optimiser.
-        seconds: in the worker.
+        seconds: in the worker; an equal share where several were trained at once.
         bytes_down, bytes_up: that a real network would carry.
         error: one line, when it failed.
         metrics: any others, by name.
+        norm: Euclidean norm of its update; None where there is none.
+        stack: clients that were trained at once; 1 is alone.
+        epsilon: it has spent so far, this round included; None without privacy, in evaluation, and where the
+            accountant is too slow to say it every round.
     """
 
     round: int
@@ -52,6 +59,9 @@ class ClientRow:
     bytes_up: int
     error: str | None
     metrics: Mapping[str, float]
+    norm: float | None = None
+    stack: int = 1
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,39 +97,29 @@ class LedgerRow(NamedTuple):
     epsilon: float | None
 
 
-class Event(NamedTuple):
-    """Why a run ended early: its stop rule, and the client failures of a round that it did not commit for them."""
+class CheckpointFiles(NamedTuple):
+    """Files of `checkpoints/` that a round wrote, with their SHA-256; no states where no client's changed."""
 
-    kind: str
-    message: str
+    checkpoint: str
+    sha256: str
+    states: str | None
+    states_sha256: str | None
 
 
-class RoundRow(NamedTuple):
-    """A committed round as it is read back.
+class StateRow(NamedTuple):
+    """From checkpoint `checkpoint` on a client's state is the one that round `made` made.
 
-    Attributes:
-        number, seconds, cohort, failed, epsilon, fingerprint: as in `RoundRecord`.
-        best: whether it was the best so far on validation.
-        checkpoint, checkpoint_sha256: a file of `checkpoints/`, there as long as it is kept, and its hash.
-        committed: Unix time.
+    It lies in the states file of round `checkpoint`.
     """
 
-    number: int
-    seconds: float
-    cohort: int
-    failed: int
-    epsilon: float | None
-    fingerprint: str
-    best: bool
-    checkpoint: str
-    checkpoint_sha256: str
-    committed: float
+    client: int
+    checkpoint: int
+    made: int
 
 
-class EventRow(NamedTuple):
-    """An event as it is read back, with the last committed round (0 before the first)."""
+class Event(NamedTuple):
+    """What happened to a run: it was resumed, a rule ended it, clients failed in a round that was not committed."""
 
-    round: int
     kind: str
     message: str
 
@@ -133,8 +133,10 @@ CREATE TABLE rounds (
     epsilon REAL,
     fingerprint TEXT NOT NULL,
     best INTEGER NOT NULL,
-    checkpoint TEXT NOT NULL,
-    checkpoint_sha256 TEXT NOT NULL,
+    checkpoint TEXT,
+    checkpoint_sha256 TEXT,
+    states TEXT,
+    states_sha256 TEXT,
     committed REAL NOT NULL
 );
 CREATE TABLE clients (
@@ -150,6 +152,9 @@ CREATE TABLE clients (
     bytes_up INTEGER NOT NULL,
     error TEXT,
     metrics TEXT NOT NULL,
+    norm REAL,
+    stack INTEGER NOT NULL,
+    epsilon REAL,
     PRIMARY KEY (round, client, phase)
 ) WITHOUT ROWID;
 CREATE VIEW failures AS SELECT round, client, phase, error FROM clients WHERE status = 'failed';
@@ -166,6 +171,12 @@ CREATE TABLE privacy (
     epsilon REAL,
     PRIMARY KEY (round, client)
 ) WITHOUT ROWID;
+CREATE TABLE states (
+    client INTEGER NOT NULL,
+    checkpoint INTEGER NOT NULL,
+    made INTEGER NOT NULL,
+    PRIMARY KEY (client, checkpoint)
+) WITHOUT ROWID;
 CREATE TABLE events (
     round INTEGER NOT NULL,
     kind TEXT NOT NULL,
@@ -174,6 +185,11 @@ CREATE TABLE events (
 CREATE TABLE summary (
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL
+);
+CREATE TABLE tags (
+    name TEXT PRIMARY KEY,
+    note TEXT NOT NULL,
+    created REAL NOT NULL
 );
 PRAGMA user_version = {SCHEMA_VERSION};
 """
@@ -186,56 +202,114 @@ def create_tables(path: Path) -> None:
         database.executescript(_TABLES)
 
 
-def connect(path: Path) -> sqlite3.Connection:
+@cache
+def schema() -> Mapping[str, Mapping[str, str]]:
+    """For every table, the view `failures` too, its columns with their SQL type."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(_TABLES)
+        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
+        return {name: {row[1]: row[2] for row in database.execute(f"PRAGMA table_info({name})")} for name in names}
+
+
+class Writer(sqlite3.Connection):
+    """The database as the one process has it that writes rounds; `claim` keeps a second one out."""
+
+    claim: int
+
+
+def connect(path: Path) -> Writer:
     """The database for its one writer.
 
-    A commit returns when it is on the disk; the write-ahead log lets others read at the same time.
+    A commit returns when it is on the disk; the write-ahead log lets others read at the same time. Rounds may be
+    committed from any one thread.
+
+    Raises:
+        RunFolderError: another process is writing the run.
     """
-    database = sqlite3.connect(path)
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")
+    claim = _claim(path.parent)
+    try:
+        database = sqlite3.connect(path, factory=Writer, check_same_thread=False)
+        database.claim = claim
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        os.close(claim)
+        raise
     return database
 
 
-def disconnect(database: sqlite3.Connection) -> None:
+def disconnect(database: Writer) -> None:
     """Close, and leave one plain file that can be read from a read-only place too.
 
     While somebody else has it open the log stays beside it, which costs nothing but tidiness.
     """
-    with closing(database), suppress(sqlite3.OperationalError):
-        database.execute("PRAGMA busy_timeout = 0")
-        database.execute("PRAGMA journal_mode = DELETE")
+    try:
+        with closing(database), suppress(sqlite3.OperationalError):
+            database.execute("PRAGMA busy_timeout = 0")
+            database.execute("PRAGMA journal_mode = DELETE")
+    finally:
+        os.close(database.claim)
+
+
+def being_written(folder: Path) -> bool:
+    """Whether a process is writing the run, on this machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return not _lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _claim(folder: Path) -> int:
+    """A lock on the folder itself: it leaves no file, and ends with the process however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    for _ in range(20):  # `being_written` holds it for an instant
+        if _lock(descriptor, fcntl.LOCK_EX):
+            return descriptor
+        time.sleep(0.05)
+    os.close(descriptor)
+    raise RunFolderError(f"{folder} is being written by another process; wait until that run has ended")
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Whether the lock was free, and is held now."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks, where the user alone must see to it
+        return True
+    return True
 
 
 def insert_round(
     database: sqlite3.Connection,
     record: RoundRecord,
-    checkpoint: tuple[str, str],
+    files: CheckpointFiles | None,
     *,
     best: bool,
     ledger: Iterable[Account],
+    states: Iterable[StateRow] = (),
 ) -> None:
     """Write a whole round in one transaction.
 
     Args:
         database: from `connect`.
         record: the round.
-        checkpoint: its file's name and SHA-256.
+        files: its checkpoint; None for a round between two checkpoints.
         best: whether it is the best so far on validation.
         ledger: accounts that changed in the round.
+        states: client states that its states file holds.
     """
     number = record.number
     with database:
         head = (number, record.seconds, record.cohort, record.failed, record.epsilon, record.fingerprint)
-        values = (*head, best, *checkpoint, time.time())
-        database.execute("INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-        database.executemany(
-            "INSERT INTO clients VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_client_values, record.clients)
-        )
-        database.executemany(
-            "INSERT INTO metrics VALUES (?, ?, ?)", [(number, *pair) for pair in record.metrics.items()]
-        )
-        database.executemany("INSERT INTO privacy VALUES (?, ?, ?, ?)", ((number, *account) for account in ledger))
+        values = (*head, best, *(files or (None,) * 4), time.time())
+        _insert(database, "rounds", [values])
+        _insert(database, "clients", map(_client_values, record.clients))
+        _insert(database, "metrics", ((number, *pair) for pair in record.metrics.items()))
+        _insert(database, "privacy", ((number, *account) for account in ledger))
+        _insert(database, "states", states)
 
 
 def insert_summary(
@@ -250,14 +324,86 @@ def insert_summary(
         events: why the run ended.
     """
     with database:
-        last = database.execute("SELECT coalesce(max(number), 0) FROM rounds").fetchone()[0]
-        database.executemany(
-            "INSERT INTO summary VALUES (?, ?)", [(name, to_json(value)) for name, value in summary.items()]
+        last = _last_round(database)
+        _insert(database, "summary", ((name, to_json(value)) for name, value in summary.items()))
+        _insert(database, "privacy", ((last, *account) for account in ledger), replace=True)
+        _insert(database, "events", ((last, *event) for event in events))
+
+
+def insert_event(database: sqlite3.Connection, event: Event) -> None:
+    """Record an event while the run goes on."""
+    with database:
+        _insert(database, "events", [(_last_round(database), *event)])
+
+
+def rewind(database: sqlite3.Connection, round: int) -> None:
+    """Forget, in one transaction, all that came after a round, and that the run has finished.
+
+    Accounts that a finished run left at that round stay: they are what clients had spent by then, and the rows of
+    later rounds take their place.
+    """
+    with database:
+        database.execute("DELETE FROM rounds WHERE number > ?", (round,))
+        for table in ("clients", "metrics", "privacy", "events"):
+            database.execute(f"DELETE FROM {table} WHERE round > ?", (round,))
+        database.execute("DELETE FROM states WHERE checkpoint > ?", (round,))
+        database.execute("DELETE FROM summary")
+
+
+def live_states(database: sqlite3.Connection, checkpoint: int) -> list[StateRow]:
+    """For every client that has one the state in force at a checkpoint, by client."""
+    rows = database.execute(  # beside max(), SQLite takes the other columns from the row that has the maximum
+        "SELECT client, max(checkpoint), made FROM states WHERE checkpoint <= ? GROUP BY client", (checkpoint,)
+    )
+    return [StateRow(*row) for row in rows]
+
+
+def prune_states(database: sqlite3.Connection, kept: Sequence[int]) -> None:
+    """Delete the rows that no kept checkpoint uses: one uses, of every client, the last row up to its round."""
+    places = ", ".join("(?)" for _ in kept) or "(NULL)"
+    with database:
+        database.execute(
+            f"""
+            WITH kept (number) AS (VALUES {places}), spans AS (
+                SELECT client, checkpoint, lead(checkpoint) OVER (PARTITION BY client ORDER BY checkpoint) AS next
+                FROM states
+            )
+            DELETE FROM states WHERE (client, checkpoint) IN (
+                SELECT client, checkpoint FROM spans WHERE NOT EXISTS (
+                    SELECT 1 FROM kept WHERE number >= checkpoint AND (next IS NULL OR number < next)
+                )
+            )
+            """,
+            tuple(kept),
         )
-        database.executemany(
-            "INSERT OR REPLACE INTO privacy VALUES (?, ?, ?, ?)", [(last, *account) for account in ledger]
-        )
-        database.executemany("INSERT INTO events VALUES (?, ?, ?)", [(last, *event) for event in events])
+
+
+def keep_rows(rows: Iterable[ClientRow], choice: Literal["all", "failed"] | float, seed: int) -> list[ClientRow]:
+    """The rows that are recorded.
+
+    Args:
+        rows: of a round.
+        choice: all, failed, or the share of clients whose every row is recorded; failed rows always are.
+        seed: of the run; it says which clients the share consists of.
+    """
+    from fedsim.seeds import fraction  # here alone: readers start without torch
+
+    if choice == "all":
+        return list(rows)
+    share = 0.0 if choice == "failed" else float(choice)
+    return [row for row in rows if row.status == "failed" or fraction(seed, "records", row.client) < share]
+
+
+def _insert(
+    database: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]], *, replace: bool = False
+) -> None:
+    places = ", ".join("?" * len(schema()[table]))
+    database.executemany(f"INSERT {'OR REPLACE ' if replace else ''}INTO {table} VALUES ({places})", rows)
+
+
+def _last_round(database: sqlite3.Connection) -> int:
+    last: int = database.execute("SELECT coalesce(max(number), 0) FROM rounds").fetchone()[0]
+    return last
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -276,71 +422,4 @@ def _finite(value: Any) -> Any:
 def _client_values(row: ClientRow) -> tuple[Any, ...]:
     text = to_json(row.metrics) if row.metrics else "{}"
     work = (row.rows, row.loss, row.steps, row.seconds, row.bytes_down, row.bytes_up)
-    return (row.round, row.client, row.phase, row.status, *work, row.error, text)
-
-
-class Records:
-    """A run's tables, read-only. Every call sees the rounds committed when it is made."""
-
-    def __init__(self, path: Path) -> None:
-        """Open `run.db`, also while another process writes it.
-
-        Raises:
-            RunFolderError: no database of a run, or one of another schema.
-        """
-        try:
-            # Not mode=ro: after a kill the reader may have to put the file in order, which is writing.
-            self._database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)
-            self._database.execute("PRAGMA query_only = ON")
-            version = self._database.execute("PRAGMA user_version").fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            raise RunFolderError(f"{path} cannot be read as the records of a run: {error}") from error
-        if version != SCHEMA_VERSION:
-            self.close()
-            raise RunFolderError(
-                f"{path} has schema {version}, this fedsim reads {SCHEMA_VERSION}; use the version that wrote it"
-            )
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._database.close()
-
-    def rounds(self) -> list[RoundRow]:
-        """Committed rounds in order."""
-        return [RoundRow(*row)._replace(best=bool(row[6])) for row in self._all("SELECT * FROM rounds ORDER BY number")]
-
-    def clients(self, round: int | None = None) -> list[ClientRow]:
-        """Every client's part in one round, or in all, by (round, client, phase)."""
-        where, values = ("", ()) if round is None else ("WHERE round = ?", (round,))
-        rows = self._all(f"SELECT * FROM clients {where} ORDER BY round, client, phase", *values)
-        return [ClientRow(*(*row[:-1], _numbers(json.loads(row[-1])))) for row in rows]
-
-    def metrics(self) -> dict[str, dict[int, float]]:
-        """For every metric's full name its value by round; nan where it was not finite."""
-        series: dict[str, dict[int, float]] = {}
-        for number, name, value in self._all("SELECT round, name, value FROM metrics ORDER BY round, name"):
-            series.setdefault(name, {})[number] = math.nan if value is None else value
-        return series
-
-    def privacy(self, round: int | None = None) -> list[LedgerRow]:
-        """Every charged client's account as it stood after a round, by default after the last."""
-        accounts = self._all(  # beside max(), SQLite takes the other columns from the row that has the maximum
-            "SELECT client, participations, epsilon, max(round) FROM privacy WHERE round <= ? GROUP BY client",
-            math.inf if round is None else round,
-        )
-        return [LedgerRow(*row[:3]) for row in accounts]
-
-    def events(self) -> list[EventRow]:
-        """Events in the order in which they were recorded."""
-        return [EventRow(*row) for row in self._all("SELECT round, kind, message FROM events ORDER BY rowid")]
-
-    def summary(self) -> dict[str, Any]:
-        """What the run said at its end; empty when it has not finished."""
-        return {name: json.loads(value) for name, value in self._all("SELECT name, value FROM summary ORDER BY rowid")}
-
-    def _all(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        return self._database.execute(query, values).fetchall()
-
-
-def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else value for name, value in values.items()}
+    return (row.round, row.client, row.phase, row.status, *work, row.error, text, row.norm, row.stack, row.epsilon)

@@ -37,6 +37,14 @@ def members(package: str) -> list[str]:
     return sorted(entry.name.replace("_", "-") for entry in found if not entry.name.startswith("_"))
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; what no system takes for a path (too long, a NUL in it) names none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def from_file(reference: str, folder: Path, what: str) -> Callable[..., Any]:
     """The function or class that `file.py:name` names, loaded by location and never through sys.path.
 
@@ -44,9 +52,9 @@ def from_file(reference: str, folder: Path, what: str) -> Callable[..., Any]:
         ScenarioError: no such file or name, the file cannot be imported, or the name is nothing to call.
     """
     file, _, attribute = reference.partition(":")
-    path = (folder / file).resolve()
-    if not path.is_file() or not attribute:
+    if not is_file(folder / file) or not attribute:
         raise ScenarioError(f"{what}: {reference!r} should be file.py:name, and there is no file {folder / file}")
+    path = (folder / file).resolve()
     module = _load(path, what)
     if not hasattr(module, attribute):
         raise ScenarioError(f"{what}: {path.name} defines no {attribute!r}.{nearest(attribute, vars(module))}")
@@ -57,7 +65,11 @@ def from_file(reference: str, folder: Path, what: str) -> Callable[..., Any]:
 
 
 def _load(path: Path, what: str) -> ModuleType:
-    name = f"fedsim_user_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]}"
+    try:
+        code = path.read_bytes()
+    except OSError as error:
+        raise ScenarioError(f"{what}: {path} cannot be read: {error.strerror}") from error
+    name = f"fedsim_user_{hashlib.sha256(str(path).encode() + code).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -151,7 +163,7 @@ def _typed(annotation: Any, value: Any, key: str) -> Any:
         raise ScenarioError(f"{key} = {value!r}: {reason.removeprefix('Value error, ')}") from error
 
 
-def call(function: Callable[..., Any], what: str, **arguments: Any) -> Any:
+def call(function: Callable[..., Any], what: str, /, **arguments: Any) -> Any:
     """Call a bound function, perhaps a user's own; whatever it raises becomes a ScenarioError that names `what`."""
     try:
         return function(**arguments)

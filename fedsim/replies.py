@@ -1,7 +1,7 @@
 """What is read out of messages and replies: figures, vectors, statistics, and the rows of a run's records."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -16,14 +16,13 @@ from fedsim.parameters import view
 from fedsim.records import ClientRow
 
 
-def client_row(round: int, message: Message, reply: Message, work: Work) -> ClientRow:
-    """What is recorded of one client's part in a round."""
+def client_row(round: int, message: Message, reply: Message, work: Work, epsilon: float | None = None) -> ClientRow:
+    """What is recorded of one client's part in a round; `epsilon` is what it has spent so far."""
     training = message.metadata.message_type == "train"
     figures = MetricRecord() if reply.has_error() else metrics_of(reply)
     values = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
     if not training and not reply.has_error():
         values["loss"] = work.problem.metrics(metrics.from_record(figures))["loss"]
-    loss = values.get("loss", math.nan)
     number = client_number(message)
     return ClientRow(
         round=round,
@@ -31,14 +30,22 @@ def client_row(round: int, message: Message, reply: Message, work: Work) -> Clie
         phase="train" if training else "evaluate",
         status="failed" if reply.has_error() else "ok",
         rows=int(values.get("num-examples", work.federation.train_rows[number] if training else 0)),
-        loss=loss if math.isfinite(loss) else None,
+        loss=_finite(values, "loss"),
         steps=int(values.get("steps", 0)),
         seconds=values.get("seconds", 0.0),
         bytes_down=work.bytes_down(training),
         bytes_up=work.bytes_up if training and not reply.has_error() else 0,
         error=reply.error.reason if reply.has_error() else None,
         metrics={key.removeprefix("scalar/"): value for key, value in values.items() if key.startswith("scalar/")},
+        norm=_finite(values, "norm"),
+        stack=int(values.get("stack", 1)),
+        epsilon=epsilon,
     )
+
+
+def _finite(values: Mapping[str, float], name: str) -> float | None:
+    value = values.get(name, math.nan)
+    return value if math.isfinite(value) else None
 
 
 def statistics_of(replies: Iterable[Message]) -> list[Statistics]:

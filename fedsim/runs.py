@@ -5,25 +5,94 @@ kill at any instant loses at most the round in progress.
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 from torch import Tensor
 
 from fedsim import checkpoints, records
-from fedsim.errors import RunFolderError
-from fedsim.parameters import Layout, Weights
-from fedsim.records import Account, Event, Records, RoundRecord
+from fedsim.checkpoints import Snapshot
+from fedsim.errors import RunFolderError, one_line
+from fedsim.parameters import Layout, Weights, fingerprint
+from fedsim.reading import Records, RoundRow
+from fedsim.records import Account, CheckpointFiles, Event, RoundRecord, StateRow
+from fedsim.states import STATES, Kept, named_states, states_file
 
 _LONGEST_SLUG = 80  # a file system allows 255 bytes for the whole name
+
+
+class Best(NamedTuple):
+    """The best round so far on validation and its model; round 0 is the model before training."""
+
+    round: int
+    weights: Weights
+
+
+class Restored(NamedTuple):
+    """A run as it was after a checkpoint.
+
+    Attributes:
+        round: the last that is done.
+        snapshot: what the next one depends on.
+        best: the best round so far.
+        places: where clients' states are.
+        history: every round so far with its metrics.
+    """
+
+    round: int
+    snapshot: Snapshot
+    best: Best
+    places: Sequence[StateRow]
+    history: Sequence[tuple[RoundRow, Mapping[str, float]]]
+
+
+class Checkpoint(NamedTuple):
+    """A run as a checkpoint has it, for who does not write the folder.
+
+    Attributes:
+        round: the last that is done.
+        snapshot: what the next one depends on.
+        places: where clients' states are.
+    """
+
+    round: int
+    snapshot: Snapshot
+    places: Sequence[StateRow]
+
+
+class InOrder:
+    """Calls in a thread of their own, one after another: what must reach the disk while the next round trains."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "commit")
+        self._last: Future[None] | None = None
+
+    def start(self, call: Callable[[], None]) -> None:
+        """Begin a call when the one before has ended; raises what that one raised."""
+        self.wait()
+        self._last = self._thread.submit(call)
+
+    def wait(self) -> None:
+        """Wait for the last call; raises what it raised."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """Let the last call end, however it does."""
+        self._thread.shutdown()
 
 
 class RunFolder:
@@ -38,7 +107,9 @@ class RunFolder:
         """Open an existing folder for writing."""
         self.path = path
         self.keep = keep
-        self._database = records.connect(path / "run.db")
+        with _writing(path, "make room, or make it writable"):
+            self._database = records.connect(path / "run.db")
+        self._closed = False
 
     @classmethod
     def create(
@@ -73,7 +144,7 @@ class RunFolder:
                 unfinished.mkdir(parents=True)
                 _fill(unfinished, scenario_text, sources, environment)
                 unfinished.rename(path)
-                checkpoints.sync_folder(path.parent)
+                checkpoints.sync(path.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return cls(path, keep)
@@ -82,38 +153,67 @@ class RunFolder:
         self,
         record: RoundRecord,
         layout: Layout,
-        weights: Weights,
-        extra: Mapping[str, Tensor] | None = None,
+        snapshot: Snapshot,
+        best: Best,
         *,
-        constants: Mapping[str, Tensor] | None = None,
+        states: Mapping[int, Kept] | None = None,
         ledger: Iterable[Account] = (),
-        best: bool = False,
     ) -> None:
         """Make a round permanent; when this returns it is on the disk.
 
         Args:
             record: the round and its clients.
-            layout, weights: the model after the round.
-            extra: the server's other vectors, by name, such as "shared/control".
-            constants: the model's frozen parameters and integer buffers, by name.
+            layout: of the model.
+            snapshot: what the next round depends on.
+            best: the best round so far on validation; its model stays as long as a kept checkpoint may need it.
+            states: clients' states that the checkpoint must hold, by client; None where the round has no
+                checkpoint of its own, so that a kill would lose it.
             ledger: accounts that changed in the round.
-            best: whether it is the best round so far on validation; its model is kept.
 
         Raises:
             RunFolderError: the disk is full or the folder has gone.
         """
-        name = f"round-{record.number:06d}.safetensors"
-        tensors = checkpoints.named_tensors(layout, weights, "model/")
-        tensors |= {f"server/{key}": tensor for key, tensor in (extra or {}).items()}
-        notes = {"round": str(record.number), "fingerprint": record.fingerprint}
-        with _writing(self.path):
-            digest = checkpoints.save(self.path / "checkpoints" / name, tensors, notes)
-            if best:
-                checkpoints.save_model(
-                    self.path / "model" / "best.safetensors", layout, weights, constants or {}, notes
-                )
-            records.insert_round(self._database, record, (name, digest), best=best, ledger=ledger)
-            self._remove_old_checkpoints()
+        number = record.number
+        with _writing(self.path, f"make room, then go on with: fedsim resume {self.path}"):
+            files, rows = None, [StateRow(client, number, kept.round) for client, kept in (states or {}).items()]
+            if states is not None:
+                files = self._write_checkpoint(record, layout, snapshot, states)
+                self._keep_best(number, layout, best)
+            records.insert_round(self._database, record, files, best=best.round == number, ledger=ledger, states=rows)
+            if files is not None:
+                self._remove_old_checkpoints()
+
+    def _write_checkpoint(
+        self, record: RoundRecord, layout: Layout, snapshot: Snapshot, states: Mapping[int, Kept]
+    ) -> CheckpointFiles:
+        name, notes = _checkpoint_name(record.number), {"round": str(record.number)}
+        states_name = states_sha256 = None
+        if states:
+            states_name = states_file(record.number)
+            states_sha256 = checkpoints.save(self.checkpoints / states_name, named_states(states), notes)
+        digest = checkpoints.save(self.checkpoints / name, snapshot.tensors(layout), notes)
+        return CheckpointFiles(name, digest, states_name, states_sha256)
+
+    def _keep_best(self, number: int, layout: Layout, best: Best) -> None:
+        """Store the model of a best round that has no checkpoint; others are in theirs, which stays."""
+        if 0 < best.round < number and not self._best_file(best.round).exists():
+            tensors = checkpoints.named_tensors(layout, best.weights, "model/")
+            checkpoints.save(self.checkpoints / _best_name(best.round), tensors, {"round": str(best.round)})
+
+    def _best_file(self, round: int) -> Path:
+        checkpoint = self.checkpoints / _checkpoint_name(round)
+        return checkpoint if checkpoint.exists() else self.checkpoints / _best_name(round)
+
+    def _best_round(self, last: int) -> int:
+        """The best round of those up to `last`; 0 where none was."""
+        query = "SELECT coalesce(max(number), 0) FROM rounds WHERE best AND number <= ?"
+        best: int = self._database.execute(query, (last,)).fetchone()[0]
+        return best
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints and clients' states lie."""
+        return self.path / "checkpoints"
 
     @property
     def committed(self) -> int:
@@ -121,40 +221,157 @@ class RunFolder:
         count: int = self._database.execute("SELECT count(*) FROM rounds").fetchone()[0]
         return count
 
+    def restore(
+        self, layout: Layout, clients: int, initial: Weights, tell: Callable[[str], None] = lambda text: None
+    ) -> Restored | None:
+        """Go back to the last sound checkpoint: what came after it is forgotten. None where there is none.
+
+        Args:
+            layout: of the model.
+            clients: K.
+            initial: the model before training.
+            tell: is told what was damaged.
+
+        Raises:
+            RunFolderError: a sound checkpoint does not fit the model, or the folder cannot be read or written.
+        """
+        warnings: list[str] = []
+        with _reading(self.path):
+            found = self._last_sound(layout, clients, initial, warnings)
+        for warning in warnings:
+            tell(warning)
+        with _writing(self.path, "make room"):
+            records.rewind(self._database, found.round if found is not None else 0)
+            self._remove_old_checkpoints()
+            self.note(Event("resumed", f"from round {found.round if found is not None else 0}"))
+            for warning in warnings:
+                self.note(Event("warning", warning))
+        return found
+
+    def _last_sound(self, layout: Layout, clients: int, initial: Weights, warnings: list[str]) -> Restored | None:
+        for number, name, digest in self._candidates():
+            places, file = records.live_states(self._database, number), self.checkpoints / name
+            try:
+                tensors = checkpoints.load(file, digest)
+                self._check_states({place.checkpoint for place in places})
+            except RunFolderError as damage:
+                warnings.append(f"{damage}; the checkpoint before it is used")
+                continue
+            snapshot = checkpoints.snapshot_of(tensors, layout, clients, file, initial.vector.dtype)
+            if snapshot.accepted[self._first_later(number)].any():
+                warnings.append(f"{file}: clients' states that belong to it are no longer kept")
+                continue
+            best = self._restored_best(number, layout, snapshot, initial, warnings)
+            return Restored(number, snapshot, best, places, self._history(number))
+        if warnings:
+            warnings.append("no checkpoint is sound; the run starts again from round 1")
+        return None
+
+    def write_scenario(self, text: str) -> None:
+        """Put another resolved scenario in the place of the first, when a run goes on for more rounds."""
+        with _writing(self.path, "make room"):
+            checkpoints.write(self.path / "scenario.toml", text.encode())
+
+    def note(self, event: Event) -> None:
+        """Record an event at once."""
+        records.insert_event(self._database, event)
+
+    def _candidates(self) -> list[tuple[int, str, str]]:
+        """Number, checkpoint and its hash of the rounds that may be gone back to, newest first.
+
+        Those that are kept, and others whose file is still there: until now more may have been kept.
+        """
+        query = "SELECT number, checkpoint, checkpoint_sha256 FROM rounds WHERE checkpoint IS NOT NULL"
+        rounds = self._database.execute(f"{query} ORDER BY number DESC").fetchall()
+        return [row for place, row in enumerate(rounds) if place < self.keep or (self.checkpoints / row[1]).exists()]
+
+    def _first_later(self, checkpoint: int) -> list[int]:
+        """Clients whose first state that is still recorded came after a checkpoint: an older one may be gone."""
+        query = "SELECT client FROM states GROUP BY client HAVING min(checkpoint) > ?"
+        return [client for (client,) in self._database.execute(query, (checkpoint,))]
+
+    def _kept_rounds(self) -> list[int]:
+        """The rounds whose checkpoints are kept, newest first."""
+        query = "SELECT number FROM rounds WHERE checkpoint IS NOT NULL ORDER BY number DESC LIMIT ?"
+        return [number for (number,) in self._database.execute(query, (self.keep,))]
+
+    def _history(self, last: int) -> list[tuple[RoundRow, Mapping[str, float]]]:
+        with closing(Records(self.path / "run.db")) as read:
+            series = read.metrics()
+            rounds = [row._replace(seconds=float(row.seconds)) for row in read.rounds() if row.number <= last]
+        metrics: dict[int, dict[str, float]] = {}
+        for name, values in series.items():
+            for number, value in values.items():
+                metrics.setdefault(number, {})[name] = float(value)
+        return [(row, metrics.get(row.number, {})) for row in rounds]
+
+    def _check_states(self, made: set[int]) -> None:
+        for number in sorted(made):
+            query = "SELECT states_sha256 FROM rounds WHERE number = ?"
+            (digest,) = self._database.execute(query, (number,)).fetchone() or (None,)
+            checkpoints.verify(self.checkpoints / states_file(number), digest)
+
+    def _restored_best(
+        self, number: int, layout: Layout, snapshot: Snapshot, initial: Weights, warnings: list[str]
+    ) -> Best:
+        """The best round up to `number`, as it is kept."""
+        round = self._best_round(number)
+        if round == number:
+            return Best(round, snapshot.weights)
+        if not round:
+            return Best(0, initial)
+        path = self._best_file(round)
+        try:
+            dtype = initial.vector.dtype
+            weights = checkpoints.weights_of(checkpoints.load(path), layout, "model/", path, dtype)
+            query = "SELECT fingerprint FROM rounds WHERE number = ?"
+            if self._database.execute(query, (round,)).fetchone() == (fingerprint(weights),):
+                return Best(round, weights)
+            warnings.append(f"{path} is damaged: its model is not the one that was recorded")
+        except RunFolderError as damage:
+            warnings.append(str(damage))
+        warnings.append(f"the best model, of round {round}, is lost; that of round {number} stands for it")
+        return Best(number, snapshot.weights)
+
     def finish(
         self,
         summary: Mapping[str, Any],
-        model: Mapping[str, Any],
+        card: Mapping[str, Any],
         layout: Layout,
-        weights: Weights,
+        last: Weights,
+        best: Best,
         *,
         constants: Mapping[str, Tensor] | None = None,
         ledger: Iterable[Account] = (),
         events: Iterable[Event] = (),
     ) -> None:
-        """Write the last model, its description and the summary.
+        """Write the last and the best model, their description and the summary.
 
         Args:
             summary: plain values by name; a run with a summary has finished.
-            model: `model.json`: architecture, preprocessing, classes, metrics with their protocol, epsilon
+            card: `model.json`: architecture, preprocessing, classes, metrics with their protocol, epsilon
                 with its assumptions.
-            layout, weights: the last model.
-            constants: its frozen parameters and integer buffers, by name.
+            layout: of the models.
+            last, best: the models.
+            constants: their frozen parameters and integer buffers, by name.
             ledger: every client's account at the end.
             events: why the run ended.
 
         Raises:
             RunFolderError: the disk is full or the folder has gone.
         """
-        folder = self.path / "model"
-        with _writing(self.path):
-            checkpoints.save_model(folder / "last.safetensors", layout, weights, constants or {}, {})
-            checkpoints.write(folder / "model.json", _json_file(model))
+        folder, fixed = self.path / "model", constants or {}
+        with _writing(self.path, f"make room, then go on with: fedsim resume {self.path}"):
+            checkpoints.save_model(folder / "last.safetensors", layout, last, fixed, {"round": str(self.committed)})
+            checkpoints.save_model(folder / "best.safetensors", layout, best.weights, fixed, {"round": str(best.round)})
+            checkpoints.write(folder / "model.json", _json_file(card))
             records.insert_summary(self._database, summary, ledger=ledger, events=events)
 
     def close(self) -> None:
-        """Let go of the database, which becomes one plain file."""
-        records.disconnect(self._database)
+        """Let go of the database, which becomes one plain file; once is enough."""
+        if not self._closed:
+            self._closed = True
+            records.disconnect(self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -165,11 +382,57 @@ class RunFolder:
         self.close()
 
     def _remove_old_checkpoints(self) -> None:
-        last = self._database.execute("SELECT checkpoint FROM rounds ORDER BY number DESC LIMIT ?", (self.keep,))
-        kept = {name for (name,) in last}
-        for file in (self.path / "checkpoints").iterdir():
-            if file.name not in kept:
+        """Remove the files that no kept checkpoint and no best model of theirs needs, and what a kill left.
+
+        A checkpoint goes before the states that it needs: what is there can be gone back to.
+        """
+        rounds = self._kept_rounds()
+        kept = {*map(_checkpoint_name, rounds), *(self._best_file(self._best_round(round)).name for round in rounds)}
+        self._remove(lambda name: not name.startswith(STATES) and name not in kept)
+        records.prune_states(self._database, rounds)
+        living = self._database.execute("SELECT DISTINCT checkpoint FROM states")
+        needed = {states_file(number) for (number,) in living}
+        self._remove(lambda name: name.startswith(STATES) and name not in needed)
+
+    def _remove(self, chosen: Callable[[str], bool]) -> None:
+        for file in self.checkpoints.iterdir():
+            if chosen(file.name):
                 file.unlink()
+
+
+def stored_scenario(path: Path) -> dict[str, Any]:
+    """The resolved scenario of a run, as tables.
+
+    Raises:
+        RunFolderError: not a run folder, or its scenario cannot be read.
+    """
+    try:
+        return tomllib.loads((path / "scenario.toml").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"{path} is not a run folder: scenario.toml: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path / 'scenario.toml'} is damaged: {one_line(error)}") from error
+
+
+def stored_environment(path: Path) -> dict[str, Any]:
+    """What a run was made with.
+
+    Raises:
+        RunFolderError: it cannot be read.
+    """
+    try:
+        content = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path / 'environment.json'} cannot be read: {' '.join(str(error).split())}") from error
+    tables = ("packages", "sources")
+    if not isinstance(content, dict) or not all(isinstance(content.get(key, {}), dict) for key in tables):
+        raise RunFolderError(f"{path / 'environment.json'} is damaged: it does not hold the tables that it should")
+    return content
+
+
+def source_hashes(sources: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of the user's own files, by the names that a run folder gives them."""
+    return {name: hashlib.sha256(source.read_bytes()).hexdigest() for name, source in _names(sources).items()}
 
 
 def check_out(path: Path | None) -> None:
@@ -190,6 +453,49 @@ def open_run(path: Path) -> Records:
     if not (path / "run.db").is_file():
         raise RunFolderError(f"{path} is not a run folder: it has no run.db")
     return Records(path / "run.db")
+
+
+def kept_checkpoints(path: Path, records: Records) -> list[RoundRow]:
+    """Rounds whose checkpoint is there, newest first; while the run goes on one may go before it is read."""
+    folder = path / "checkpoints"
+    return [row for row in reversed(records.rounds()) if row.checkpoint and (folder / row.checkpoint).is_file()]
+
+
+def read_checkpoint(
+    path: Path, records: Records, row: RoundRow, layout: Layout, clients: int, *, stateful: bool
+) -> Checkpoint:
+    """A checkpoint that a run keeps.
+
+    Args:
+        path, records: of the run, which may be going on.
+        row: of `kept_checkpoints`.
+        layout: of the model.
+        clients: K.
+        stateful: whether every client that was ever accepted has a state, as the algorithm says.
+
+    Raises:
+        RunFolderError: it is damaged, or has gone, or a client's state that it needs; the best round's checkpoint
+            stays when the states beside it go.
+    """
+    folder, hashes = path / "checkpoints", {each.number: each.states_sha256 for each in records.rounds()}
+    file = folder / str(row.checkpoint)
+    snapshot = checkpoints.snapshot_of(checkpoints.load(file, row.checkpoint_sha256), layout, clients, file)
+    places = records.live_states(row.number)
+    there = {place.client: place.made for place in places}
+    for client in np.flatnonzero(snapshot.accepted).tolist() if stateful else ():
+        if there.get(client) != snapshot.accepted[client]:
+            raise RunFolderError(f"{file}: the state of client {client} that belongs to it is no longer kept")
+    for number in sorted({place.checkpoint for place in places}):
+        checkpoints.verify(folder / states_file(number), hashes.get(number))
+    return Checkpoint(row.number, snapshot, places)
+
+
+def _checkpoint_name(round: int) -> str:
+    return f"round-{round:06d}.safetensors"
+
+
+def _best_name(round: int) -> str:
+    return f"best-{round:06d}.safetensors"
 
 
 def _default_path(slug: str) -> Path:
@@ -228,10 +534,19 @@ def _json_file(value: Mapping[str, Any]) -> bytes:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, advice: str = "choose another with --out") -> Iterator[None]:
     """Turn what the system says about files and disks into one line for the user."""
     try:
         yield
-    except (OSError, sqlite3.OperationalError) as error:
+    except (OSError, sqlite3.Error) as error:
         reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-        raise RunFolderError(f"run folder {path} cannot be written ({reason}); choose another with --out") from error
+        raise RunFolderError(f"run folder {path} cannot be written ({reason}); {advice}") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn records that are not what this program wrote into one line for the user."""
+    try:
+        yield
+    except (sqlite3.Error, TypeError, ValueError, OverflowError, LookupError) as error:
+        raise RunFolderError(f"{path / 'run.db'} cannot be read as the records of a run: {one_line(error)}") from error

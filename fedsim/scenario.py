@@ -7,29 +7,34 @@ resolved snapshot back: every default filled in.
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from fedsim.cohorts import CohortRule
 from fedsim.errors import ScenarioError
-from fedsim.registry import nearest
-from fedsim.scenario_files import locate, override, read, references
+from fedsim.registry import is_file, nearest
+from fedsim.scenario_files import check_values, locate, override, read, references
 
 Positive = Field(gt=0)
+MOST = 10**9
+"""Of anything that is counted: at a millisecond each it takes eleven days, and the product of two has 63 bits."""
+Count = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class Table(BaseModel):
     """A table of a scenario; unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
 
 
 class Named(Table):
     """A table whose further keys belong to the function it names, which checks them."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, ser_json_inf_nan="constants")
     name: str
 
     @property
@@ -58,7 +63,7 @@ class Data(Named):
 
     partition: dict[str, Any] = Field(description="kind, and what that kind takes")
     split: Split = Split()
-    min_rows: int = Field(5, ge=0, description="rows a client must have before its own split")
+    min_rows: int = Field(5, ge=0, le=MOST, description="rows a client must have before its own split")
 
 
 class Model(Named):
@@ -75,7 +80,7 @@ class Schedule(Table):
     """How the learning rate changes over rounds."""
 
     kind: Literal["step", "cosine"] = "step"
-    every: int = Field(1, ge=1, description="rounds between two steps (step)")
+    every: Count = Field(1, description="rounds between two steps (step)")
     factor: float = Field(1.0, gt=0, description="what the rate is multiplied with at a step (step)")
 
     @model_validator(mode="after")
@@ -92,9 +97,9 @@ class Train(Table):
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Positive
-    batch_size: int = Field(ge=1)
-    epochs: int | None = Field(None, ge=1, description="passes over the client's rows; 1 unless steps is set")
-    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
+    batch_size: Count
+    epochs: Count | None = Field(None, description="passes over the client's rows; 1 unless steps is set")
+    steps: Count | None = Field(None, description="optimiser steps, instead of epochs")
     momentum: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient, after noise and correction")
@@ -117,10 +122,14 @@ class Train(Table):
 class Cohort(Table):
     """Who takes part in a round: exactly one of size, fraction, poisson; everyone when none is given."""
 
-    size: int | None = Field(None, ge=1, description="clients a round")
+    size: Count | None = Field(None, description="clients a round")
     fraction: float | None = Field(None, gt=0, le=1, description="a fixed share of all clients, at least one")
     poisson: float | None = Field(None, gt=0, le=1, description="probability of each client, independently")
-    on_client_error: Literal["skip", "fail"] = "skip"
+    on_client_error: Literal["skip", "fail"] = Field("skip", description="whether one failed client ends the run")
+    min_replies: Count | None = Field(None, description="with fewer sound replies in a round the run stops")
+    client_timeout: float | None = Field(
+        None, gt=0, le=MOST, description="seconds; a client that takes longer has failed"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -142,7 +151,7 @@ class ExamplePrivacy(Table):
     noise_multiplier: float | None = Field(None, gt=0, description="noise over clip, instead of epsilon")
     delta: float = Field(gt=0, lt=1)
     max_grad_norm: float = Field(gt=0, description="clip of one row's gradient")
-    max_participations: int | None = Field(None, ge=1, description="rounds a client may take part in, enforced")
+    max_participations: Count | None = Field(None, description="rounds a client may take part in, enforced")
     accountant: Literal["rdp", "prv"] = "rdp"
 
     @model_validator(mode="after")
@@ -182,10 +191,12 @@ class Privacy(Table):
 class Evaluate(Table):
     """What is measured, and when."""
 
-    every: int = Field(1, ge=1, description="rounds between two evaluations on the central validation set")
-    clients_every: int = Field(1, ge=0, description="rounds between two evaluations on clients' own rows; 0: never")
-    min_rows: int = Field(5, ge=1, description="held-out rows a client needs to count in the worst 10 %")
-    batch_size: int = Field(500, ge=1)
+    every: Count = Field(1, description="rounds between two evaluations on the central validation set")
+    clients_every: int = Field(
+        1, ge=0, le=MOST, description="rounds between two evaluations on clients' own rows; 0: never"
+    )
+    min_rows: Count = Field(5, description="held-out rows a client needs to count in the worst 10 %")
+    batch_size: Count = 500
     metric: str | None = Field(None, description="validation metric that chooses the best round")
 
 
@@ -195,7 +206,7 @@ class Stop(Table):
     metric: str | None = None
     at_least: float | None = None
     at_most: float | None = None
-    patience: int | None = Field(None, ge=1, description="evaluations without a better value of the metric")
+    patience: Count | None = Field(None, description="evaluations without a better value of the metric")
     diverged_above: float | None = Field(None, gt=0, description="validation loss beyond which a run has diverged")
     max_seconds: float | None = Field(None, gt=0)
     epsilon: float | None = Field(None, gt=0, description="no round is run that would exceed it")
@@ -214,13 +225,36 @@ class Engine(Table):
     """Where clients run."""
 
     kind: Literal["ray", "inline"] = "ray"
-    workers: int | None = Field(None, ge=1, description="Ray workers; the cores of this machine by default")
+    workers: Count | None = Field(None, description="Ray workers; the cores of this machine by default")
+    bits: Literal["guaranteed", "not guaranteed"] = Field(
+        "guaranteed",
+        description="not guaranteed: a run may be resumed on another processor or with other package versions",
+    )
 
 
 class Checkpoint(Table):
-    """What a run keeps on disk."""
+    """What a run keeps on disk to be resumed from."""
 
-    keep: int = Field(2, ge=1, description="rounds whose model is kept, newest first")
+    every: Count = Field(
+        1, description="rounds between two checkpoints; a kill loses at most the rounds since the last one"
+    )
+    keep: Count = Field(2, description="checkpoints kept, newest first, the best round's besides")
+
+
+class Records(Table):
+    """What is written down of single clients; their failures always are."""
+
+    clients: Literal["all", "failed"] | float = Field(
+        "all", description="all, failed, or the share of clients whose every round is recorded"
+    )
+
+    @field_validator("clients", mode="before")
+    @classmethod
+    def _share(cls, value: Any) -> Any:
+        share = isinstance(value, float) and 0 < value < 1
+        if not share and (not isinstance(value, str) or value not in ("all", "failed")):
+            raise ValueError("should be 'all', 'failed' or a share between 0 and 1")
+        return value
 
 
 class Scenario(Table):
@@ -229,7 +263,7 @@ class Scenario(Table):
     title: str
     description: str = ""
     seed: int = Field(ge=0)
-    rounds: int = Field(ge=1)
+    rounds: Count
     data: Data
     model: Model
     train: Train
@@ -240,6 +274,7 @@ class Scenario(Table):
     stop: Stop = Stop()
     engine: Engine = Engine()
     checkpoint: Checkpoint = Checkpoint()
+    records: Records = Records()
     _folder: Path = PrivateAttr(Path())
     _origin: str = PrivateAttr("scenario")
 
@@ -265,13 +300,17 @@ class Scenario(Table):
 
     def changed(self, changes: Mapping[str, Any], origin: str | None = None) -> "Scenario":
         """This scenario with some keys changed, e.g. {"privacy": {}} or {"train.learning_rate": 0.1}."""
-        content = override(self.model_dump(mode="python", exclude_none=True), changes)
-        return parse(content, self.folder, origin or self.origin)
+        origin = origin or self.origin
+        try:
+            content = override(self.model_dump(exclude_none=True), changes)
+        except ScenarioError as error:
+            raise ScenarioError(f"{origin}: {error}") from None
+        return parse(content, self.folder, origin)
 
     def own_files(self) -> list[Path]:
         """The user's own Python and data files that this scenario names."""
         names = [value if key == "path" else value.partition(":")[0] for _, key, value in references(self.model_dump())]
-        return [path for name in dict.fromkeys(names) if (path := self.folder / name).is_file()]
+        return [path for name in dict.fromkeys(names) if is_file(path := self.folder / name)]
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Scenario:
@@ -291,7 +330,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Scenario:
 def parse(content: Mapping[str, Any], folder: Path, origin: str) -> Scenario:
     """A scenario from plain values; `origin` is named in errors."""
     try:
+        check_values(content)
         scenario = Scenario.model_validate(content)
+    except ScenarioError as error:
+        raise ScenarioError(f"{origin}: {error}") from None
     except ValidationError as error:
         raise ScenarioError(f"{origin}: {_reason(error)}") from None
     scenario._folder, scenario._origin = folder, origin

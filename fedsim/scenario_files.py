@@ -4,6 +4,7 @@ What the tables may say is checked by `scenario.py`.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -11,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import ScenarioError
-from fedsim.registry import nearest
+from fedsim.registry import is_file, nearest
+
+_MOST_BYTES = 64_000  # of a page of text; a table of data given by mistake has more
+_DEEPEST = 20
+_LONG_KEY = re.compile(r"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){100}")  # a.a.a...: minutes for the parser
 
 ALTERNATIVES = (
     ("cohort", ("size", "fraction", "poisson")),
@@ -35,8 +40,8 @@ def locate(name: str) -> Path:
         ScenarioError: there is neither.
     """
     path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
-        if not path.is_file():
+    if path.suffix == ".toml" or is_file(path):
+        if not is_file(path):
             raise ScenarioError(f"{name}: there is no such file")
         return path
     if name in shipped():
@@ -54,7 +59,20 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ScenarioError: a file that cannot be read or is not TOML, or an override that sets no key.
     """
-    return override(_read(path, ()), dict(_assignment(text) for text in overrides))
+    content = _read(path, ())
+    try:
+        return override(content, assignments(overrides))
+    except ScenarioError as error:
+        raise ScenarioError(f"{path}: {error}") from None
+
+
+def assignments(overrides: Sequence[str]) -> dict[str, Any]:
+    """Values by dotted key, of texts such as "train.learning_rate=0.05".
+
+    Raises:
+        ScenarioError: a text that sets no key.
+    """
+    return dict(_assignment(text) for text in overrides)
 
 
 def override(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,6 +95,25 @@ def override(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     return result
 
 
+def check_values(content: Mapping[str, Any]) -> None:
+    """Refuse values that no scenario needs and on which other things break later, each by its key.
+
+    Raises:
+        ScenarioError: a whole number beyond 64 bits, which TOML does not have, or tables nested too deeply.
+    """
+    left: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    while left:
+        keys, value = left.pop()
+        if len(keys) > _DEEPEST:
+            raise ScenarioError(f"{'.'.join(keys[:3])}: nested more than {_DEEPEST} deep; write it flat")
+        if isinstance(value, Mapping):
+            left += [((*keys, str(key)), inner) for key, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            left += [((*keys, str(place)), inner) for place, inner in enumerate(value)]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ScenarioError(f"{'.'.join(keys)}: whole numbers have 64 bits; give one nearer to 0")
+
+
 def references(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Table, key and value of all that names a file of the user's own, relative to the scenario's."""
     found = []
@@ -97,8 +134,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ScenarioError(f"{path}: extends leads back to itself")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise ScenarioError(f"{size:,} bytes are too many for a scenario, which has at most {_MOST_BYTES:,}")
+        content = _tables(path.read_text(encoding="utf-8-sig"))
+        check_values(content)
+    except ScenarioError as error:
+        raise ScenarioError(f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ScenarioError(f"{path}: not valid TOML: byte {error.start} is not UTF-8; save it as UTF-8") from None
+    except ValueError as error:
         raise ScenarioError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from None
@@ -112,10 +156,29 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _derive(inherited, content)
 
 
+def _tables(text: str) -> dict[str, Any]:
+    """TOML's tables.
+
+    Raises:
+        ValueError: says what is wrong, with line and column where the parser knows them.
+    """
+    too_deep = ValueError("arrays or tables are nested too deeply")
+    if _LONG_KEY.search(text):
+        raise too_deep
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise too_deep from None
+    except ValueError:  # Python's own, on integers of thousands of digits
+        raise ValueError("a whole number has too many digits") from None
+
+
 def _base(path: Path, parent: str) -> Path:
     """The file that `path` extends: one beside it, else as `locate` finds it."""
     beside = path.parent / parent
-    if beside.is_file():
+    if is_file(beside):
         return beside
     try:
         return locate(parent)
@@ -161,6 +224,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ScenarioError(f"--set {text}: write it as key=value, e.g. --set train.learning_rate=0.05")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        read = _tables(f"value = {value}")
+    except ValueError:
+        read = {}
+    return key.strip(), read["value"] if set(read) == {"value"} else value.strip()

@@ -33,7 +33,7 @@ def numpy_generator(seed: int, purpose: str, round: int = 0, client: int = 0) ->
 
     The name's 256 bits fill its 128 bits of state: no two of a run's draws begin alike.
     """
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest(seed, purpose, round, client), "little")))
+    return np.random.Generator(np.random.PCG64(np.frombuffer(digest(seed, purpose, round, client), dtype="<u4")))
 
 
 def seed_globals(seed: int, purpose: str, round: int = 0, client: int = 0) -> None:

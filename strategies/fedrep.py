@@ -15,9 +15,11 @@ def fedrep(personal: str = "head.*", head_epochs: int = 1, weights: Weighting = 
 
     Args:
         personal: pattern of the head's parameter names (shell style).
-        head_epochs: passes over the rows for the head; the body takes the scenario's.
+        head_epochs: passes over the rows for the head, 1 to 1,000; the body takes the scenario's.
         weights: "examples" or "uniform".
     """
+    if not 1 <= head_epochs <= 1000:
+        raise ValueError(f"head_epochs = {head_epochs} should lie between 1 and 1000")
 
     def client(local: Local) -> Upload:
         head = local.train(local.received, trains="personal", epochs=head_epochs)

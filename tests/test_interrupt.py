@@ -1,9 +1,15 @@
-"""Ctrl-C, whenever it comes: status 130, one line, what was committed can be read, and no process is left behind."""
+"""Ctrl-C and SIGTERM, whenever they come: once the round in progress is finished, twice the run stops at once.
 
+Status 130, one line, what was committed can be read and resumed, and no process is left behind; nor is one when
+the driver itself is killed.
+"""
+
+import hashlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,43 +19,86 @@ import pytest
 import tomli_w
 
 from fedsim.runs import open_run
+from fedsim.scenario_files import override
+from fedsim.signals import SIGNALS, Interrupts, deferred
 from tests import small
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 PATIENCE = 120
 """Seconds after which something counts as hanging; on a busy machine Ray starts slowly."""
+ROUND = 2.0
+"""Seconds that a round takes on Ray; in one process twice as many, which train one after the other."""
+SLOW = """
+import time
+from torch import nn
+
+class Slow(nn.Module):
+    def __init__(self, shape: tuple[int, ...], classes: int, seconds: float):
+        super().__init__()
+        self.seconds, self.layer = seconds, nn.Linear(64, classes)
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(self.seconds)
+        return self.layer(x.flatten(1))
+"""
+CHANGES: small.Changes = {
+    "rounds": 100_000,
+    "model": {"name": "slow.py:Slow", "seconds": ROUND},
+    "train": {"learning_rate": 0.1, "batch_size": 32, "steps": 1},
+    "cohort.size": 2,
+    "engine": {"workers": 2},
+}
+
+
+MARK = "FEDSIM_TEST_MARK"
+"""The variable of the environment by which a test knows the processes that descend from its own."""
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Command lines of all living processes with a mark, however they were started, by process id."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            theirs = f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
+            zombie = ") Z " in (folder / "stat").read_text()
+            if theirs and not zombie:
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:  # it ended meanwhile, or is somebody else's
+            continue
+    return found
+
+
+def left_behind(mark: str) -> dict[int, str]:
+    """Those that still live after a few seconds."""
+    for _ in range(100):
+        if not marked(mark):
+            break
+        time.sleep(0.1)
+    return marked(mark)
 
 
 class Running:
-    """A `fedsim run` on Ray in a process group of its own, all of whose offspring carry a mark in their environment."""
+    """A `fedsim run` in a process group of its own, all of whose offspring carry a mark in their environment."""
 
-    def __init__(self, folder: Path) -> None:
-        self.mark = f"FEDSIM_TEST_MARK={uuid.uuid4().hex}"
-        name, _, value = self.mark.partition("=")
-        (folder / "long.toml").write_text(tomli_w.dumps({**small.SMALL, "rounds": 100_000, "engine": {"workers": 2}}))
+    def __init__(self, folder: Path, engine: str) -> None:
+        self.mark = uuid.uuid4().hex
+        (folder / "slow.py").write_text(SLOW)
+        (folder / "slow.toml").write_text(tomli_w.dumps(override(small.SMALL, CHANGES)))
         self.out = folder / "run"
         self.process = subprocess.Popen(
-            [Path(sys.executable).parent / "fedsim", "run", "long.toml", "--out", "run", "--engine", "ray"],
+            [Path(sys.executable).parent / "fedsim", "run", "slow.toml", "--out", "run", "--engine", engine],
             cwd=folder,
-            env={**os.environ, name: value},
-            stdout=subprocess.DEVNULL,
+            env={**os.environ, MARK: self.mark},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
 
     def offspring(self) -> dict[int, str]:
-        """Command lines of all living processes that descend from it, however they were started, by process id."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                marked = self.mark.encode() in (folder / "environ").read_bytes()
-                zombie = ") Z " in (folder / "stat").read_text()
-                if marked and not zombie and int(folder.name) != self.process.pid:
-                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-            except OSError:  # it ended meanwhile, or is somebody else's
-                continue
-        return found
+        """Command lines of all living processes that descend from it, by process id."""
+        return {number: command for number, command in marked(self.mark).items() if number != self.process.pid}
 
     def wait_for(self, event: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -58,30 +107,29 @@ class Running:
             assert time.monotonic() < deadline, self.offspring()
             time.sleep(0.05)
 
-    def interrupt(self) -> tuple[int, str]:
-        """Press Ctrl-C: a terminal signals the whole group. Gives status and standard error."""
-        os.killpg(self.process.pid, signal.SIGINT)
-        _, printed = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, printed
+    def press(self, key: signal.Signals) -> None:
+        """Ctrl-C as a terminal does it, which signals the whole group; SIGTERM to the one process, as `kill` does."""
+        (os.killpg if key == signal.SIGINT else os.kill)(self.process.pid, key)
+
+    def end_of(self) -> tuple[int, str, str]:
+        """Status, and what was printed on standard output and on standard error."""
+        printed, complained = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, printed, complained
 
     def left_behind(self) -> dict[int, str]:
         """Offspring that still lives a few seconds after the end."""
-        for _ in range(100):
-            if not self.offspring():
-                break
-            time.sleep(0.1)
-        return self.offspring()
+        return left_behind(self.mark)
 
     def end(self) -> None:
         """Leave nothing, whatever the test found."""
         for number in [*self.offspring(), *([self.process.pid] if self.process.poll() is None else [])]:
             os.kill(number, signal.SIGKILL)
-        self.process.wait()
+        self.process.communicate()
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    started = Running(tmp_path)
+def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
+    started = Running(tmp_path, getattr(request, "param", "ray"))
     yield started
     started.end()
 
@@ -95,14 +143,25 @@ def committed(out: Path) -> int:
     return count
 
 
-def test_a_run_keeps_its_committed_rounds(running: Running) -> None:
-    running.wait_for(lambda: committed(running.out) >= 2)
-    status, printed = running.interrupt()
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("running", "key"), [("ray", signal.SIGINT), ("inline", signal.SIGTERM)], indirect=["running"])
+def test_once_ends_after_the_round_and_twice_at_once(times: int, key: signal.Signals, running: Running) -> None:
+    """The second comes soon after the first, as an impatient person presses it."""
+    running.wait_for(lambda: committed(running.out) == 1)
+    for _ in range(times):
+        running.press(key)
+        time.sleep(0.2)
+    pressed = time.monotonic()
+    status, printed, complained = running.end_of()
+    kept = 1 if times == 2 else 2
+    assert committed(running.out) == kept, time.monotonic() - pressed
     assert status == 130
-    assert printed.count("\n") == 1, printed
-    kept = committed(running.out)
-    assert printed.startswith("error: interrupted; ")
-    assert printed.endswith(f"keeps {kept} committed rounds\n")
+    assert complained.count("\n") == 1, complained
+    assert complained == (
+        f"error: interrupted; {running.out} keeps {kept} committed rounds; go on with: fedsim resume {running.out}\n"
+    )
+    notes = printed.count("note: finishing the round in progress")
+    assert notes == 1 or (times == 2 and notes == 0), "whoever presses twice at once needs no advice"
     assert running.left_behind() == {}
 
 
@@ -110,9 +169,93 @@ def test_a_run_keeps_its_committed_rounds(running: Running) -> None:
 def test_starting_up_can_be_interrupted(moment: str, running: Running) -> None:
     """While Ray starts its own processes, and while its workers install the job."""
     running.wait_for(lambda: any(moment in command for command in running.offspring().values()))
-    status, printed = running.interrupt()
+    running.press(signal.SIGINT)
+    status, _, complained = running.end_of()
     assert status == 130
-    assert printed.count("\n") == 1, printed
-    assert printed.startswith("error: interrupted")
+    assert complained.count("\n") == 1, complained
+    assert complained.startswith("error: interrupted")
     assert committed(running.out) == 0
     assert running.left_behind() == {}
+
+
+def test_when_the_driver_is_killed_ray_ends_too(running: Running) -> None:
+    """Nobody is there to stop it: no memory, core or port stays taken."""
+    running.wait_for(lambda: committed(running.out) == 1)
+    assert any("raylet" in command for command in running.offspring().values())
+    running.process.kill()
+    running.end_of()
+    assert running.left_behind() == {}
+
+
+# The signals themselves, in this process
+
+
+def usual() -> list[object]:
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_one_signal_asks_and_the_next_interrupts(number: int) -> None:
+    before, told, interrupts = usual(), list[str](), Interrupts()
+    with interrupts.listening(told.append):
+        assert not interrupts.asked
+        signal.raise_signal(number)
+        assert interrupts.asked and len(told) == 1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert usual() == before
+
+
+def test_two_signals_of_which_python_sees_one_interrupt() -> None:
+    """While other code than Python's runs, as when Ray waits, its handler is called once for both."""
+
+    def press_twice() -> None:
+        for _ in range(2):
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before, told = signal.set_wakeup_fd(-1), list[str]()
+    presses = threading.Thread(target=press_twice)
+    with pytest.raises(KeyboardInterrupt), Interrupts().listening(told.append):
+        presses.start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)
+        time.sleep(5)
+    presses.join()
+    assert told == []
+    assert signal.set_wakeup_fd(before) == -1
+
+
+def test_a_signal_while_a_line_is_printed_asks_all_the_same() -> None:
+    """Printing from a handler, Python refuses to enter the stream a second time."""
+
+    def busy(text: str) -> None:
+        raise RuntimeError("reentrant call")
+
+    interrupts = Interrupts()
+    with interrupts.listening(busy):
+        signal.raise_signal(signal.SIGINT)
+    assert interrupts.asked
+
+
+def test_outside_the_main_thread_signals_do_what_they_usually_do() -> None:
+    """Only the main thread may say what they do: a run in another one is ended as its program decides."""
+    before, seen = usual(), list[list[object]]()
+
+    def listen() -> None:
+        with Interrupts().listening(print), deferred():
+            seen.append(usual())
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_deferred_signal_waits_for_the_end_of_the_block(number: int) -> None:
+    before, steps = usual(), list[str]()
+    with pytest.raises(KeyboardInterrupt), deferred():
+        signal.raise_signal(number)
+        steps.append("done all the same")
+    assert steps == ["done all the same"]
+    assert usual() == before

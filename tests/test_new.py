@@ -23,7 +23,7 @@ def test_the_commented_scenario_explains_every_table(tmp_path: Path) -> None:
     (file,) = create(tmp_path / "mine.toml")
     written = {line.lstrip("# ").partition("]")[0] for line in file.read_text().splitlines() if "[" in line[:3]}
     tables = {f"[{name}" for name, field in Scenario.model_fields.items() if hasattr(field.annotation, "model_fields")}
-    assert tables - {"[checkpoint", "[privacy"} <= written
+    assert tables - {"[privacy"} <= written
     assert "[privacy.example" in written
 
 

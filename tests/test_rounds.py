@@ -15,9 +15,11 @@ from torch import nn
 import fedsim
 from fedsim.engine.inline import InlineEngine
 from fedsim.errors import Interrupted, RunFolderError, ScenarioError, StoppedByPolicy
+from fedsim.planning import fast
 from fedsim.progress import Silent
-from fedsim.records import Records, RoundRecord
-from fedsim.rounds import fast, run_job
+from fedsim.reading import Records
+from fedsim.records import RoundRecord
+from fedsim.rounds import run_job
 from fedsim.runs import open_run
 from tests import small
 

@@ -7,26 +7,33 @@ import multiprocessing
 import random
 import re
 import sqlite3
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from fedsim.checkpoints import Snapshot, snapshot_of
 from fedsim.environment import environment
 from fedsim.errors import RunFolderError
 from fedsim.parameters import FlatModule, Layout, Weights, fingerprint, layout_of
-from fedsim.records import ClientRow, Event, EventRow, LedgerRow, Phase, RoundRecord
-from fedsim.runs import RunFolder, check_out, open_run
+from fedsim.reading import EventRow
+from fedsim.records import Account, ClientRow, Event, LedgerRow, Phase, RoundRecord
+from fedsim.runs import Best, InOrder, RunFolder, check_out, open_run
+from fedsim.states import Kept
 
-MADE = environment("digest", corpus="digits", model="own:Net")
+MADE = environment("digest", corpus="digits", data="digits", model="own:Net", scenario_folder=Path())
 FORK = multiprocessing.get_context("fork")
 ACCURACY = "global/central-validation/rows/accuracy"
+CLIENTS = 10
 
 
 def net() -> nn.Module:
@@ -48,6 +55,25 @@ def created(path: Path, keep: int = 2) -> RunFolder:
     return RunFolder.create(path, "test", 'title = "Test"\n', [], {}, keep=keep)
 
 
+def snapshot(weights: Weights, vectors: Mapping[str, Tensor] = {}) -> Snapshot:
+    counts = np.arange(CLIENTS)
+    return Snapshot(weights, vectors, counts, counts[::-1].copy())
+
+
+def commit(
+    folder: RunFolder,
+    record: RoundRecord,
+    layout: Layout,
+    weights: Weights,
+    *,
+    best: Best | None = None,
+    states: Mapping[int, Kept] | None = {},
+    ledger: Sequence[Account] = (),
+) -> None:
+    """Commit a round, with a checkpoint unless `states` is None, and as the best so far unless another is."""
+    folder.commit(record, layout, snapshot(weights), best or Best(record.number, weights), states=states, ledger=ledger)
+
+
 @pytest.fixture
 def model() -> FlatModule:
     return FlatModule(net())
@@ -63,7 +89,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path, model: FlatModule, weight
     record = RoundRecord(1, 2.5, 2, 1, {ACCURACY: 0.25, "odd": math.nan}, 0.75, fingerprint(weights), rows)
     with created(tmp_path / "run") as folder:
         ledger = [LedgerRow(0, 1, 0.75), LedgerRow(7, 1, 0.5)]
-        folder.commit(record, model.layout, weights, ledger=ledger, best=True)
+        commit(folder, record, model.layout, weights, ledger=ledger)
     with closing(open_run(tmp_path / "run")) as read:
         (row,) = read.rounds()
         assert (row.number, row.seconds, row.cohort, row.failed, row.epsilon) == (1, 2.5, 2, 1, 0.75)
@@ -84,7 +110,7 @@ def test_an_account_is_the_one_after_the_asked_round(tmp_path: Path, model: Flat
     charges = {1: [(0, 1, 0.5), (4, 1, 0.5)], 2: [(0, 2, 0.7)], 3: [(9, 1, 0.5)]}
     with created(tmp_path / "run") as folder:
         for number, accounts in charges.items():
-            folder.commit(round_of(number, weights), model.layout, weights, ledger=accounts)
+            commit(folder, round_of(number, weights), model.layout, weights, ledger=accounts)
     with closing(open_run(tmp_path / "run")) as read:
         assert read.privacy(round=1) == [(0, 1, 0.5), (4, 1, 0.5)]
         assert read.privacy(round=2) == [(0, 2, 0.7), (4, 1, 0.5)]
@@ -94,12 +120,14 @@ def test_an_account_is_the_one_after_the_asked_round(tmp_path: Path, model: Flat
 def test_a_finished_run_has_everybodys_account(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
     """A slow accountant leaves epsilon open until the end; client 4 was charged for a round that was not committed."""
     with created(tmp_path / "run") as folder:
-        folder.commit(round_of(1, weights), model.layout, weights, ledger=[(0, 1, None), (4, 1, None)])
-        folder.commit(round_of(2, weights), model.layout, weights, ledger=[(0, 2, None)])
+        commit(folder, round_of(1, weights), model.layout, weights, ledger=[(0, 1, None), (4, 1, None)])
+        commit(folder, round_of(2, weights), model.layout, weights, ledger=[(0, 2, None)])
         with closing(open_run(tmp_path / "run")) as read:
             assert read.privacy() == [(0, 2, None), (4, 1, None)]
         events = [Event("client failed", "round 3, client 4: odd"), Event("failure", "all 1 clients failed")]
-        folder.finish({}, {}, model.layout, weights, ledger=[(0, 2, 0.75), (4, 2, 0.5)], events=events)
+        folder.finish(
+            {}, {}, model.layout, weights, Best(2, weights), ledger=[(0, 2, 0.75), (4, 2, 0.5)], events=events
+        )
     with closing(open_run(tmp_path / "run")) as read:
         assert read.privacy(round=1) == [(0, 1, None), (4, 1, None)]
         assert read.privacy() == [LedgerRow(0, 2, 0.75), LedgerRow(4, 2, 0.5)]
@@ -108,7 +136,7 @@ def test_a_finished_run_has_everybodys_account(tmp_path: Path, model: FlatModule
 
 def test_an_account_of_a_run_without_a_round_is_kept(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
     with created(tmp_path / "run") as folder:
-        folder.finish({}, {}, model.layout, weights, ledger=[(3, 1, 0.5)])
+        folder.finish({}, {}, model.layout, weights, Best(0, weights), ledger=[(3, 1, 0.5)])
     with closing(open_run(tmp_path / "run")) as read:
         assert read.privacy() == [LedgerRow(3, 1, 0.5)]
 
@@ -121,8 +149,8 @@ def test_saved_models_are_whole(tmp_path: Path) -> None:
     flat = FlatModule(made)
     weights = Weights(flat.vector, flat.buffers)
     with created(tmp_path / "run") as folder:
-        folder.commit(round_of(1, weights), flat.layout, weights, constants=flat.constants, best=True)
-        folder.finish({}, {}, flat.layout, weights, constants=flat.constants)
+        commit(folder, round_of(1, weights), flat.layout, weights)
+        folder.finish({}, {}, flat.layout, weights, Best(1, weights), constants=flat.constants)
     for file in ("best", "last"):
         plain = net()
         plain.load_state_dict(load_file(tmp_path / "run" / "model" / f"{file}.safetensors"), strict=True)
@@ -130,46 +158,103 @@ def test_saved_models_are_whole(tmp_path: Path) -> None:
 
 
 def test_models_load_in_plain_torch(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    best, last = weights, Weights(weights.vector + 1, weights.buffers + 2)
     with created(tmp_path / "run") as folder:
-        folder.commit(round_of(1, weights), model.layout, weights, {"shared/control": torch.ones(2)}, best=True)
-        best = fingerprint(weights)
-        model.vector.add_(1.0)
-        model.buffers.add_(2.0)
-        folder.commit(round_of(2, weights), model.layout, weights)
-        folder.finish({"accuracy": 0.9, "epsilon": math.inf}, {"classes": ["a", "b"]}, model.layout, weights)
-    for file, expected in (("best", best), ("last", fingerprint(weights))):
-        plain = net()
-        keys = plain.load_state_dict(load_file(tmp_path / "run" / "model" / f"{file}.safetensors"), strict=False)
+        commit(folder, round_of(1, best), model.layout, best)
+        commit(folder, round_of(2, last), model.layout, last, best=Best(1, best))
+        summary = {"accuracy": 0.9, "epsilon": math.inf}
+        folder.finish(summary, {"classes": ["a", "b"]}, model.layout, last, Best(1, best))
+    for file, number, expected in (("best", "1", best), ("last", "2", last)):
+        path, plain = tmp_path / "run" / "model" / f"{file}.safetensors", net()
+        keys = plain.load_state_dict(load_file(path), strict=False)
         assert keys.unexpected_keys == []
         flat = FlatModule(plain)
-        assert fingerprint(Weights(flat.vector, flat.buffers)) == expected
+        assert fingerprint(Weights(flat.vector, flat.buffers)) == fingerprint(expected)
+        with safe_open(path, framework="pt") as opened:
+            assert opened.metadata() == {"round": number}
     assert json.loads((tmp_path / "run" / "model" / "model.json").read_text()) == {"classes": ["a", "b"]}
     with closing(open_run(tmp_path / "run")) as read:
         assert read.summary() == {"accuracy": 0.9, "epsilon": None}
 
 
-def test_a_checkpoint_holds_model_and_server(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
-    control = torch.arange(3.0)
+# Checkpoints: what they hold, how many stay, and what a kill leaves
+
+
+def test_a_checkpoint_holds_what_the_next_round_depends_on(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    """And nothing else: model, the server's vectors, and two counts for every client."""
+    control, before = torch.arange(3.0), snapshot(weights)
     with created(tmp_path / "run") as folder:
-        folder.commit(round_of(5, weights), model.layout, weights, {"shared/control": control})
-    file = tmp_path / "run" / "checkpoints" / "round-000005.safetensors"
+        after = Snapshot(weights, {"shared/control": control}, before.participations, before.accepted)
+        folder.commit(round_of(5, weights), model.layout, after, Best(5, weights), states={})
+        file = folder.checkpoints / "round-000005.safetensors"
     tensors = load_file(file)
-    assert torch.equal(tensors.pop("server/shared/control"), control)
-    names = [slot.name for slot in (*model.layout.parameters, *model.layout.buffers)]
-    assert torch.equal(torch.cat([tensors.pop(f"model/{name}").flatten() for name in names]), torch.cat(weights))
-    assert not tensors
+    again = snapshot_of(tensors, model.layout, CLIENTS, file)
+    assert torch.equal(again.weights.vector, weights.vector) and torch.equal(again.weights.buffers, weights.buffers)
+    assert list(again.vectors) == ["shared/control"] and torch.equal(again.vectors["shared/control"], control)
+    assert (again.participations == before.participations).all() and (again.accepted == before.accepted).all()
+    names = {f"model/{slot.name}" for slot in (*model.layout.parameters, *model.layout.buffers)}
+    assert set(tensors) == names | {"server/shared/control", "clients/participations", "clients/accepted"}
     with safe_open(file, framework="pt") as opened:
-        assert opened.metadata() == {"round": "5", "fingerprint": fingerprint(weights)}
+        assert opened.metadata() == {"round": "5"}
 
 
+@pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("keep", [1, 2, 4])
-def test_only_the_last_checkpoints_stay(tmp_path: Path, model: FlatModule, weights: Weights, keep: int) -> None:
+def test_only_the_last_checkpoints_and_the_best_model_stay(
+    tmp_path: Path, model: FlatModule, weights: Weights, keep: int, every: int
+) -> None:
+    """The best is of round 2, which has a checkpoint of its own only where every round has."""
     with created(tmp_path / "run", keep) as folder:
-        for number in range(1, 7):
-            folder.commit(round_of(number, weights), model.layout, weights)
+        for number in range(1, 13):
+            best = Best(min(number, 2), weights)
+            states: Mapping[int, Kept] | None = {} if number % every == 0 else None
+            commit(
+                folder,
+                round_of(number, weights),
+                model.layout,
+                weights,
+                best=best,
+                states=states,
+            )
+        kept = names_in(folder.checkpoints)
     with closing(open_run(tmp_path / "run")) as read:
-        names = [row.checkpoint for row in read.rounds()]
-    assert sorted(file.name for file in (tmp_path / "run" / "checkpoints").iterdir()) == names[-keep:]
+        rounds = read.rounds()
+    checkpoints = [row.checkpoint for row in rounds if row.checkpoint is not None]
+    assert checkpoints == [f"round-{number:06d}.safetensors" for number in range(every, 13, every)]
+    file = "round-000002.safetensors" if every == 1 else "best-000002.safetensors"
+    assert kept == sorted({file, *checkpoints[-keep:]})
+    assert [row.number for row in rounds if row.best] == [1, 2]
+
+
+def test_a_round_without_a_checkpoint_is_a_row(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
+    with created(tmp_path / "run") as folder:
+        commit(folder, round_of(1, weights), model.layout, weights, states=None)
+        assert names_in(folder.checkpoints) == []
+        assert folder.committed == 1
+    with closing(open_run(tmp_path / "run")) as read:
+        (row,) = read.rounds()
+    assert (row.checkpoint, row.checkpoint_sha256, row.states, row.states_sha256) == (None,) * 4
+
+
+def test_states_lie_in_a_file_of_their_own_as_long_as_they_are_needed(
+    tmp_path: Path, model: FlatModule, weights: Weights
+) -> None:
+    """Client 1 changes in every round, client 2 in the first alone."""
+    with created(tmp_path / "run", keep=1) as folder:
+        for number in (1, 2, 3):
+            changed = {1: Kept(number, {"control": torch.full((2,), float(number))})}
+            first = {2: Kept(1, {"control": torch.zeros(2)})} if number == 1 else {}
+            commit(folder, round_of(number, weights), model.layout, weights, states=changed | first)
+        names = names_in(folder.checkpoints)
+        states = load_file(folder.checkpoints / "states-000003.safetensors")
+    assert names == ["round-000003.safetensors", "states-000001.safetensors", "states-000003.safetensors"]
+    assert list(states) == ["1/control"] and states["1/control"].tolist() == [3.0, 3.0]
+    with closing(open_run(tmp_path / "run")) as read:
+        kept = [tuple(row) for row in read.select("SELECT client, checkpoint, made FROM states ORDER BY client")]
+        file, digest = read.rounds()[-1].states, read.rounds()[-1].states_sha256
+    assert kept == [(1, 3, 3), (2, 1, 1)]
+    content = (tmp_path / "run" / "checkpoints" / str(file)).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == digest
 
 
 def commit_for_ever(path: Path, layout: Layout, size: int) -> None:
@@ -178,7 +263,8 @@ def commit_for_ever(path: Path, layout: Layout, size: int) -> None:
     folder = created(path)
     for number in range(1, 1_000_000):
         weights = Weights(torch.full((size,), float(number)), torch.zeros(0))
-        folder.commit(round_of(number, weights, cohort=20), layout, weights, best=True)
+        states = {number % 7: Kept(number, {"control": weights.vector})}
+        commit(folder, round_of(number, weights, cohort=20), layout, weights, states=states)
         if number % 3 == 0:
             folder.close()
             folder = RunFolder(path)
@@ -212,10 +298,12 @@ def check_after_kill(path: Path) -> int:
         for row in rounds:
             assert len(read.clients(row.number)) == row.cohort == 20
     if rounds:
-        content = (path / "checkpoints" / rounds[-1].checkpoint).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == rounds[-1].checkpoint_sha256
-        best = load_file(path / "model" / "best.safetensors")["weight"]
-        assert set(best.flatten().tolist()) in ({len(rounds)}, {len(rounds) + 1})
+        last = rounds[-1]
+        for name, digest in ((last.checkpoint, last.checkpoint_sha256), (last.states, last.states_sha256)):
+            content = (path / "checkpoints" / str(name)).read_bytes()
+            assert hashlib.sha256(content).hexdigest() == digest
+        model = load_file(path / "checkpoints" / str(last.checkpoint))["model/weight"]
+        assert set(model.flatten().tolist()) == {len(rounds)}
     return len(rounds)
 
 
@@ -231,12 +319,12 @@ def test_a_killed_run_goes_on_and_clears_what_was_half_done(
 ) -> None:
     """A checkpoint without its row, and a file without its ending, are what a kill can leave."""
     with created(tmp_path / "run") as folder:
-        folder.commit(round_of(1, weights), model.layout, weights)
+        commit(folder, round_of(1, weights), model.layout, weights)
     checkpoints = tmp_path / "run" / "checkpoints"
     (checkpoints / "round-000002.safetensors").write_bytes(b"whole, but its row is missing")
     (checkpoints / "round-000003.safetensors.tmp").write_bytes(b"half")
     with RunFolder(tmp_path / "run") as folder:
-        folder.commit(round_of(2, weights), model.layout, weights)
+        commit(folder, round_of(2, weights), model.layout, weights)
     assert names_in(checkpoints) == ["round-000001.safetensors", "round-000002.safetensors"]
     with closing(open_run(tmp_path / "run")) as read:
         content = (checkpoints / "round-000002.safetensors").read_bytes()
@@ -269,7 +357,7 @@ def test_a_reader_sees_whole_rounds_while_another_process_writes(tmp_path: Path,
 def test_ten_thousand_clients_a_round(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
     with created(tmp_path / "run") as folder:
         start = time.perf_counter()
-        folder.commit(round_of(1, weights, cohort=10_000), model.layout, weights)
+        commit(folder, round_of(1, weights, cohort=10_000), model.layout, weights)
         assert time.perf_counter() - start < 5
     with closing(open_run(tmp_path / "run")) as read:
         assert [row.client for row in read.clients(1)] == list(range(10_000))
@@ -356,13 +444,15 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
     created(tmp_path / "run").close()
     with closing(sqlite3.connect(tmp_path / "run" / "run.db")) as database:
         database.execute("PRAGMA user_version = 99")
-    with pytest.raises(RunFolderError, match=r"has schema 99, this fedsim reads 1; use the version that wrote it$"):
+    with pytest.raises(
+        RunFolderError, match=r"has schema 99, this fedsim reads 1 to 2; use the version that wrote it$"
+    ):
         open_run(tmp_path / "run")
 
 
 def test_reading_a_closed_run_writes_nothing(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
     with created(tmp_path / "run") as folder:
-        folder.commit(round_of(1, weights), model.layout, weights)
+        commit(folder, round_of(1, weights), model.layout, weights)
     names, before = names_in(tmp_path / "run"), (tmp_path / "run" / "run.db").read_bytes()
     with closing(open_run(tmp_path / "run")) as read:
         assert len(read.rounds()) == 1
@@ -373,12 +463,12 @@ def test_reading_a_closed_run_writes_nothing(tmp_path: Path, model: FlatModule, 
 def test_a_run_closes_while_somebody_reads(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
     folder = created(tmp_path / "run")
     with closing(open_run(tmp_path / "run")) as read:
-        folder.commit(round_of(1, weights), model.layout, weights)
+        commit(folder, round_of(1, weights), model.layout, weights)
         assert len(read.rounds()) == 1
         folder.close()
         assert len(read.rounds()) == 1
     with RunFolder(tmp_path / "run") as again, closing(open_run(tmp_path / "run")) as read:
-        again.commit(round_of(2, weights), model.layout, weights)
+        commit(again, round_of(2, weights), model.layout, weights)
         assert len(read.rounds()) == 2
 
 
@@ -394,3 +484,61 @@ def test_every_column_is_documented(tmp_path: Path) -> None:
             for _, column, *_ in database.execute(f"PRAGMA table_info({table})"):
                 assert re.search(rf"^\| `{column}` \|", section, re.MULTILINE), f"{table}.{column}"
     assert f"version {version}" in text
+
+
+# Commits in a thread of their own
+
+
+def test_calls_end_in_the_order_in_which_they_began() -> None:
+    """And never two at once: the second waits for the first, however long that takes."""
+    ended: list[int] = []
+
+    def call(number: int, seconds: float) -> None:
+        time.sleep(seconds)
+        ended.append(number)
+
+    calls = InOrder()
+    for number, seconds in enumerate([0.05, 0.0, 0.02, 0.0]):
+        calls.start(partial(call, number, seconds))
+        assert ended[:number] == list(range(number)), "what began before has ended"
+    calls.wait()
+    assert ended == [0, 1, 2, 3]
+    calls.close()
+
+
+def test_a_call_runs_beside_its_caller() -> None:
+    going_on = threading.Event()
+    calls = InOrder()
+    calls.start(lambda: None if going_on.wait(30) else pytest.fail("nobody went on"))
+    going_on.set()
+    calls.wait()
+    calls.close()
+
+
+@pytest.mark.parametrize("error", [RunFolderError("full"), KeyboardInterrupt()])
+def test_what_a_call_raises_is_raised_once_by_whoever_waits(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    for next_step in ("wait", "start"):
+        calls = InOrder()
+        calls.start(fail)
+        with pytest.raises(type(error)) as raised:
+            calls.wait() if next_step == "wait" else calls.start(lambda: None)
+        assert raised.value is error
+        calls.wait()
+        calls.close()
+
+
+def test_closing_waits_for_the_last_call_whatever_it_raises() -> None:
+    ended: list[bool] = []
+
+    def fail_late() -> None:
+        time.sleep(0.05)
+        ended.append(True)
+        raise RunFolderError("full")
+
+    calls = InOrder()
+    calls.start(fail_late)
+    calls.close()
+    assert ended == [True]

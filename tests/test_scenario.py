@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.errors import ScenarioError
+from fedsim.job import check_cohort
 from fedsim.scenario import Scenario, load, parse
 from fedsim.scenario_files import override, shipped
+from tests import small
 
 BASE = """
 title = "base"
@@ -224,6 +226,20 @@ def test_override_leaves_its_argument_alone() -> None:
         ("privacy={without={}}", r"privacy: without needs example"),
         ("privacy.without={'data.min_rows'=3}", r"privacy: without cannot change data\.min_rows; only rounds"),
         ("privacy.without={model={name='mlp'}}", r"privacy: without cannot change model\.name"),
+        ("checkpoint.every=0", r"checkpoint\.every = 0: input should be greater than or equal to 1"),
+        ("checkpoint.evry=2", r"checkpoint\.evry is not known\. Did you mean every\?"),
+        ("records.clients=1.5", r"records\.clients = 1\.5: should be 'all', 'failed' or a share between 0 and 1"),
+        ("records.clients=1", r"records\.clients = 1: should be 'all', 'failed' or a share between 0 and 1"),
+        ("records.clients=0.0", r"records\.clients = 0\.0: should be 'all', 'failed' or a share"),
+        ("records.clients=nan", r"records\.clients = nan: should be 'all', 'failed' or a share"),
+        ("records.clients=al", r"records\.clients = 'al': should be 'all', 'failed' or a share"),
+        ("records.clients=true", r"records\.clients = True: should be 'all', 'failed' or a share"),
+        ("records.clients=[0.5]", r"records\.clients: should be 'all', 'failed' or a share"),
+        ("records.client=all", r"records\.client is not known\. Did you mean clients\?"),
+        ("cohort.min_replies=0", r"cohort\.min_replies = 0: input should be greater than or equal to 1"),
+        ("cohort.client_timeout=0", r"cohort\.client_timeout = 0: input should be greater than 0"),
+        ("cohort.client_timeout=inf", r"cohort\.client_timeout = inf: input should be a finite number"),
+        ("engine.bits=equal", r"engine\.bits = 'equal': input should be 'guaranteed' or 'not guaranteed'"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_key_and_remedy(setting: str, message: str) -> None:
@@ -283,6 +299,41 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None
 def test_a_scenario_that_is_not_there_is_named(name: str, message: str) -> None:
     with pytest.raises(ScenarioError, match=message):
         load(name)
+
+
+def test_keys_of_long_runs_have_defaults_and_arrive_as_written(base: Path) -> None:
+    """By default every round is a checkpoint, every client is recorded, nobody is waited for or given up."""
+    plain = load(str(base))
+    assert (plain.checkpoint.every, plain.checkpoint.keep, plain.records.clients) == (1, 2, "all")
+    assert (plain.cohort.min_replies, plain.cohort.client_timeout, plain.engine.bits) == (None, None, "guaranteed")
+    settings = ["checkpoint.every=5", "records.clients=0.25", "engine.bits=not guaranteed"]
+    long = load(str(base), [*settings, "cohort.min_replies=4", "cohort.client_timeout=90"])
+    assert (long.checkpoint.every, long.records.clients, long.engine.bits) == (5, 0.25, "not guaranteed")
+    assert (long.cohort.min_replies, long.cohort.client_timeout) == (4, 90.0)
+    assert values(load(str(write(base, long.to_toml())))) == values(long)
+
+
+@pytest.mark.parametrize("clients", ["all", "failed", 0.001, 0.999])
+def test_records_are_of_all_of_failed_or_of_a_share_of_clients(base: Path, clients: str | float) -> None:
+    assert load(str(base), [f"records.clients={clients}"]).records.clients == clients
+
+
+@pytest.mark.parametrize("setting", ["cohort.min_replies=3", "cohort.client_timeout=60.0"])
+def test_waiting_for_replies_goes_with_privacy(setting: str) -> None:
+    assert load("quickstart", [setting]).privacy.example is not None
+
+
+@pytest.mark.parametrize(
+    ("cohort", "largest"),
+    [({}, 5), ({"size": 3}, 3), ({"fraction": 0.5}, 2), ({"poisson": 0.1}, 5)],
+    ids=["everyone", "size", "fraction", "poisson"],
+)
+def test_more_replies_than_a_cohort_can_give_are_refused(cohort: dict[str, Any], largest: int) -> None:
+    """Of 5 clients; a Poisson cohort may be as large as the population."""
+    check_cohort(small.scenario({"cohort": {**cohort, "min_replies": largest}}), 5)
+    message = rf"cohort\.min_replies = {largest + 1}: a cohort here has at most {largest} of 5 clients; lower it"
+    with pytest.raises(ScenarioError, match=message):
+        check_cohort(small.scenario({"cohort": {**cohort, "min_replies": largest + 1}}), 5)
 
 
 positive = st.floats(1e-6, 1e6)

@@ -7,7 +7,8 @@ import pytest
 
 from fedsim.data.corpus import Folders
 from fedsim.job import federate
-from fedsim.rounds import fast, run
+from fedsim.planning import fast
+from fedsim.rounds import run
 from fedsim.scenario import Scenario, load
 from fedsim.scenario_files import shipped
 from fedsim.summary import Result

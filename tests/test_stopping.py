@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedsim.errors import FedsimError, PrivacyError, ScenarioError
-from fedsim.rounds import without_privacy
+from fedsim.planning import without_privacy
 from fedsim.stopping import Watch
 from tests import small
 

@@ -13,6 +13,9 @@ from fedsim import registry
 from fedsim.errors import ScenarioError
 
 _DRAWS = 1000
+_MOST_CLIENTS = 1_000_000
+"""Where `min_rows` 0 lets clients be empty: more are allowed only where there are more rows."""
+_LARGEST_ALPHA = 1e300  # beyond it the sum of a draw overflows
 
 
 class Pool(NamedTuple):
@@ -115,14 +118,14 @@ def dirichlet(pool: Pool, clients: int, alpha: float) -> list[np.ndarray]:
     Args:
         pool: the rows, with labels.
         clients: number of clients.
-        alpha: concentration, > 0.
+        alpha: concentration, above 0 and at most 1e300.
 
     Raises:
-        ScenarioError: no labels, alpha not above 0, or 1,000 draws leave somebody with too few rows.
+        ScenarioError: no labels, alpha out of range, or 1,000 draws leave somebody with too few rows.
     """
     labels = _labels(pool, "dirichlet")
-    if not 0 < alpha < float("inf"):
-        raise ScenarioError(f"data.partition.alpha = {alpha}: give a number above 0")
+    if not 0 < alpha <= _LARGEST_ALPHA:
+        raise ScenarioError(f"data.partition.alpha = {alpha}: give a number above 0 and at most {_LARGEST_ALPHA:g}")
     totals = np.unique(labels, return_counts=True)[1]
     for _ in range(_DRAWS):
         spread = pool.rng.dirichlet(np.full(clients, alpha), size=len(totals))
@@ -220,6 +223,11 @@ def _check_clients(clients: int, pool: Pool) -> None:
         raise ScenarioError(
             f"data.partition.clients = {clients}: {pool.size} rows cannot give everyone data.min_rows = "
             f"{pool.min_rows}; lower clients or data.min_rows"
+        )
+    if clients > max(pool.size, _MOST_CLIENTS):
+        raise ScenarioError(
+            f"data.partition.clients = {clients}: most would have none of the {pool.size} rows; give at most "
+            f"{max(pool.size, _MOST_CLIENTS)}"
         )
 
 

@@ -6,6 +6,7 @@ from fedsim.grid import SimulatedGrid
 from fedsim.job import Job
 from fedsim.machine import cores
 from fedsim.scenario import Engine as Settings
+from fedsim.states import ClientStates
 
 
 class Engine(Protocol):
@@ -13,8 +14,8 @@ class Engine(Protocol):
 
     description: str
 
-    def grid(self, job: Job) -> SimulatedGrid:
-        """A grid that does a job's work on these workers."""
+    def grid(self, job: Job, states: ClientStates | None = None) -> SimulatedGrid:
+        """A grid that does a job's work on these workers; clients' states are in memory unless given."""
         ...
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from fedsim.flower import chunk_program
 from fedsim.grid import Chunk, ChunkResult, SimulatedGrid
 from fedsim.job import Job
 from fedsim.local import Work, one_thread
+from fedsim.states import ClientStates
 
 
 class InlineEngine:
@@ -13,9 +14,9 @@ class InlineEngine:
 
     description = "inline"
 
-    def grid(self, job: Job) -> SimulatedGrid:
+    def grid(self, job: Job, states: ClientStates | None = None) -> SimulatedGrid:
         """A grid that does a job's work here."""
-        return InlineGrid(job)
+        return InlineGrid(job, states)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -24,8 +25,8 @@ class InlineEngine:
 class InlineGrid(SimulatedGrid):
     """Chunks one after another, on one thread: with more, sums would be bracketed otherwise than in workers."""
 
-    def __init__(self, job: Job) -> None:
-        super().__init__(job.federation.clients)
+    def __init__(self, job: Job, states: ClientStates | None = None) -> None:
+        super().__init__(job.federation.clients, states)
         self._program = chunk_program(Work(job))
 
     @one_thread()

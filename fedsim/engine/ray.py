@@ -4,13 +4,13 @@ A federation is placed in Ray's object store once and mapped by every worker; a 
 there once. A worker that dies is replaced and its chunk run again, which gives the same bits.
 """
 
+import gc
 import logging
 import os
-import signal
-import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,18 +21,25 @@ from fedsim.data.federation import Federation
 from fedsim.flower import chunk_program
 from fedsim.grid import WORKER_LOST, Chunk, ChunkProgram, ChunkResult, SimulatedGrid, failure, with_content
 from fedsim.job import Job
-from fedsim.states import State
+from fedsim.signals import deferred
+from fedsim.states import ClientStates, State
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray would run workers at nice 15, and whatever else the machine does would slow them down several times.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # What a worker frees it soon needs again: it keeps its memory instead of asking the system anew for every client.
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
+# Vectors on large pages: a small net's step touches some thousand pages of 4 KiB, more than a core remembers.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 import ray
 
 ATTEMPTS = 3
 """How often a chunk is given to a worker before its clients count as failed."""
+GRACE_SECONDS = 60.0
+"""Beyond its clients' time limits, after which a worker counts as stuck in native code."""
 
 
 class Flat(NamedTuple):
@@ -45,11 +52,11 @@ class Flat(NamedTuple):
 
 
 class Parcel(NamedTuple):
-    """A chunk without its arrays; `records` says which object of the store belongs where."""
+    """A chunk without its arrays; `records` says by name which of a worker's arrays belong where."""
 
     messages: list[Message]
-    records: list[dict[str, "ray.ObjectRef[Any]"]]
-    states: Mapping[int, State | None]
+    records: list[dict[str, str]]
+    states: Mapping[int, Mapping[str, np.ndarray] | None]
 
 
 class Returned(NamedTuple):
@@ -57,14 +64,14 @@ class Returned(NamedTuple):
 
     replies: list[Message]
     records: list[dict[str, dict[str, Flat]]]
-    states: Mapping[int, State]
+    states: Mapping[int, Mapping[str, np.ndarray]]
 
     def unpacked(self) -> ChunkResult:
         """The replies with their arrays back in place."""
         for reply, records in zip(self.replies, self.records, strict=True):
             for key, flat in records.items():
                 reply.content[key] = _unpack(flat)
-        return ChunkResult(self.replies, self.states)
+        return ChunkResult(self.replies, {client: _copied(state) for client, state in self.states.items()})
 
 
 class Placed(NamedTuple):
@@ -79,28 +86,31 @@ class Store:
 
     def __init__(self) -> None:
         self._placed: dict[int, Placed] = {}
+        self.refs: dict[str, ray.ObjectRef[Any]] = {}
 
     def parcels(self, chunks: Sequence[Chunk]) -> list[Parcel]:
         """Chunks without their arrays; what the last call placed and this one does not name is let go."""
         used: dict[int, Placed] = {}
         parcels = [self._parcel(chunk, used) for chunk in chunks]
         self._placed = used
+        self.refs = {placed.ref.hex(): placed.ref for placed in used.values()}
         return parcels
 
     def _parcel(self, chunk: Chunk, used: dict[int, Placed]) -> Parcel:
         messages, records = [], []
         for message in chunk.messages:
-            refs, content = {}, RecordDict()
+            names, content = {}, RecordDict()
             for key, record in message.content.items():
-                if isinstance(record, ArrayRecord):
+                if isinstance(record, ArrayRecord) and record:  # an empty one is cheaper to pickle
                     placed = used.get(id(record)) or self._placed.get(id(record))
                     used[id(record)] = placed or Placed(record, ray.put(_pack(record)))
-                    refs[key] = used[id(record)].ref
+                    names[key] = used[id(record)].ref.hex()
                 else:
                     content[key] = record
             messages.append(with_content(message, content))
-            records.append(refs)
-        return Parcel(messages, records, chunk.states)
+            records.append(names)
+        states = {client: _arrays(state) if state is not None else None for client, state in chunk.states.items()}
+        return Parcel(messages, records, states)
 
 
 class Worker:
@@ -119,19 +129,31 @@ class Worker:
 
         self._program = chunk_program(Work(replace(job, federation=federation)))
         self._records.clear()
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: searching it again and again would cost more than many a client
 
-    def run(self, parcel: Parcel) -> Returned:
-        """Do one chunk."""
+    def run(self, parcels: Sequence[Parcel], names: Sequence[str], *arrays: Mapping[str, Flat]) -> list[Returned]:
+        """Do some chunks, one after another.
+
+        Args:
+            parcels: the chunks.
+            names: of the arrays that come along; the chunks need these, or those of the calls since some last came.
+            arrays: from the object store, one for each name.
+        """
+        if names:
+            self._records = {name: _unpack(flat) for name, flat in zip(names, arrays, strict=True)}
+        return [self._run(parcel) for parcel in parcels]
+
+    def _run(self, parcel: Parcel) -> Returned:
         assert self._program is not None
-        wanted = {ref.hex(): ref for records in parcel.records for ref in records.values()}
-        known = {name: record for name, record in self._records.items() if name in wanted}
-        self._records = known | {name: _unpack(ray.get(ref)) for name, ref in wanted.items() if name not in known}
         for message, records in zip(parcel.messages, parcel.records, strict=True):
-            for key, ref in records.items():
-                message.content[key] = self._records[ref.hex()]
-        result = self._program(Chunk(parcel.messages, parcel.states))
+            for key, name in records.items():
+                message.content[key] = self._records[name]
+        states = {client: _tensors(state) if state is not None else None for client, state in parcel.states.items()}
+        result = self._program(Chunk(parcel.messages, states))
         packed = [_taken_out(reply) for reply in result.replies]
-        return Returned(result.replies, packed, result.states)
+        kept = {client: _arrays(state) for client, state in result.states.items()}
+        return Returned(result.replies, packed, kept)
 
 
 class RayEngine:
@@ -146,9 +168,9 @@ class RayEngine:
         self._actor: Any = ray.remote(num_cpus=1)(Worker)
         self.actors: list[Any] = [self._actor.remote() for _ in range(workers)]
 
-    def grid(self, job: Job) -> SimulatedGrid:
+    def grid(self, job: Job, states: ClientStates | None = None) -> SimulatedGrid:
         """A grid that does a job's work on these workers."""
-        return RayGrid(self, job)
+        return RayGrid(self, job, states)
 
     def start_worker(self) -> Any:
         """A new worker, in place of one that died."""
@@ -156,20 +178,22 @@ class RayEngine:
 
     def close(self) -> None:
         """Stop the workers, and Ray if it was started here."""
-        for actor in self.actors:
-            with suppress(Exception):
-                ray.kill(actor)
-        self.actors = []
-        if self._owned and ray.is_initialized():
-            ray.shutdown()
+        with deferred():
+            for actor in self.actors:
+                with suppress(Exception):
+                    ray.kill(actor)
+            self.actors = []
+            if self._owned and ray.is_initialized():
+                ray.shutdown()
 
 
 class RayGrid(SimulatedGrid):
     """Chunks to idle workers, those with most messages first."""
 
-    def __init__(self, engine: RayEngine, job: Job) -> None:
-        super().__init__(job.federation.clients)
+    def __init__(self, engine: RayEngine, job: Job, states: ClientStates | None = None) -> None:
+        super().__init__(job.federation.clients, states)
         self._engine = engine
+        self._client_timeout = job.scenario.cohort.client_timeout
         self._store = Store()
         self._federation = ray.put(job.federation)
         self._job = ray.put(replace(job, federation=_without_rows(job.federation)))
@@ -180,14 +204,17 @@ class RayGrid(SimulatedGrid):
 
     def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
         """Keep every worker busy until all chunks are done."""
-        return Dispatch(self._engine, self._install, chunks, self._store.parcels(chunks)).results()
+        parcels = self._store.parcels(chunks)
+        limit = self._client_timeout
+        return Dispatch(self._engine, self._install, chunks, parcels, self._store.refs, limit).results()
 
 
 class Dispatch:
     """Chunks on their way to workers, and what came back.
 
-    A worker holds the chunk that it works on and, while more are waiting than there are workers, the next one
-    too, so that it need not wait for the driver between small chunks.
+    A worker is given several chunks in one call, many at first and one by one towards the end, since a call costs
+    as much as training a small client. It holds the call that it works on and, while more are waiting, the next
+    one too, so that it need not wait for the driver in between.
     """
 
     def __init__(
@@ -196,78 +223,108 @@ class Dispatch:
         install: Callable[[Any], Any],
         chunks: Sequence[Chunk],
         parcels: Sequence[Parcel],
+        records: Mapping[str, "ray.ObjectRef[Any]"],
+        client_timeout: float | None,
     ) -> None:
         self._engine, self._install, self._chunks, self._parcels = engine, install, chunks, parcels
+        self._records, self._client_timeout = records, client_timeout
         self._waiting = deque(sorted(range(len(chunks)), key=lambda number: -len(chunks[number].messages)))
-        self._held: list[dict[Any, int]] = [{} for _ in engine.actors]
+        self._held: list[dict[Any, list[int]]] = [{} for _ in engine.actors]
+        self._knows = [False] * len(engine.actors)
+        self._since = [0.0] * len(engine.actors)
         self._attempts = [0] * len(chunks)
-        self._lost: dict[int, ChunkResult] = {}
+        self._done: dict[int, ChunkResult] = {}
 
     def results(self) -> list[ChunkResult]:
         """Hand out all chunks and wait for them; results in the order of the chunks."""
-        returned: dict[int, Returned] = {}
         while self._waiting or any(self._held):
             self._hand_out()
-            (done,), _ = ray.wait([ref for held in self._held for ref in held], num_returns=1)
-            worker = next(worker for worker, held in enumerate(self._held) if done in held)
-            try:
-                result = ray.get(done)
-            except ray.exceptions.RayActorError as error:
-                self._replace(worker, str(error))
-            else:
-                returned[self._held[worker].pop(done)] = result
-        unpacked = {number: result.unpacked() for number, result in returned.items()} | self._lost
-        return [unpacked[number] for number in range(len(self._chunks))]
+            done, _ = ray.wait([ref for held in self._held for ref in held], num_returns=1, timeout=self._patience())
+            for ref in done:
+                self._take_back(ref)
+            self._end_stuck()
+        return [self._done[number] for number in range(len(self._chunks))]
+
+    def _take_back(self, ref: Any) -> None:
+        worker = next(worker for worker, held in enumerate(self._held) if ref in held)
+        try:
+            returned = ray.get(ref)
+        except ray.exceptions.RayActorError as error:
+            self._replace(worker, str(error))
+        else:
+            self._since[worker] = time.monotonic()
+            for number, result in zip(self._held[worker].pop(ref), returned, strict=True):
+                self._done[number] = result.unpacked()
+
+    def _patience(self) -> float | None:
+        """Seconds after which some worker may have to be ended."""
+        return None if self._client_timeout is None else max(1.0, min(self._client_timeout, GRACE_SECONDS))
+
+    def _end_stuck(self) -> None:
+        """End workers that do not even heed their clients' time limit; they are replaced as if they had died."""
+        if self._client_timeout is None:
+            return
+        for worker, held in enumerate(self._held):
+            clients = sum(len(self._chunks[number].messages) for number in next(iter(held.values()), []))
+            if held and time.monotonic() - self._since[worker] > clients * self._client_timeout + GRACE_SECONDS:
+                ray.kill(self._engine.actors[worker])
+                self._replace(worker, "it did not heed cohort.client_timeout")
 
     def _hand_out(self) -> None:
         for depth in (1, 2):
             for worker, held in enumerate(self._held):
                 enough = depth == 1 or len(self._waiting) > len(self._held)
                 if self._waiting and enough and len(held) < depth:
-                    number = self._waiting.popleft()
-                    held[self._engine.actors[worker].run.remote(self._parcels[number])] = number
+                    numbers = self._next()
+                    if not held:
+                        self._since[worker] = time.monotonic()
+                    held[self._call(worker, [self._parcels[number] for number in numbers])] = numbers
+
+    def _next(self) -> list[int]:
+        """The chunks of the next call; one that was lost with its worker goes alone, as it may be what killed it."""
+        wanted = -(-len(self._waiting) // (2 * len(self._held)))
+        numbers = [self._waiting.popleft()]
+        suspect = self._attempts[numbers[0]]
+        while self._waiting and len(numbers) < wanted and not (suspect or self._attempts[self._waiting[0]]):
+            numbers.append(self._waiting.popleft())
+        return numbers
+
+    def _call(self, worker: int, parcels: list[Parcel]) -> Any:
+        names = [] if self._knows[worker] else list(self._records)
+        self._knows[worker] = True
+        return self._engine.actors[worker].run.remote(parcels, names, *(self._records[name] for name in names))
 
     def _replace(self, worker: int, reason: str) -> None:
-        """Start a worker in the place of one that died; the chunk it worked on may be what killed it."""
-        numbers = list(self._held[worker].values())
+        """Start a worker in the place of one that died; a chunk that was alone when it did so several times is lost."""
+        calls = list(self._held[worker].values())
         self._held[worker].clear()
         self._engine.actors[worker] = actor = self._engine.start_worker()
+        self._knows[worker] = False
         ray.get(self._install(actor))
-        self._attempts[numbers[0]] += 1
-        if self._attempts[numbers[0]] == ATTEMPTS:
-            self._lost[numbers[0]] = _lost(self._chunks[numbers[0]], reason)
-            numbers = numbers[1:]
-        self._waiting.extendleft(reversed(numbers))
+        for number in calls[0]:
+            self._attempts[number] += 1
+        first = calls[0][0]
+        if len(calls[0]) == 1 and self._attempts[first] >= ATTEMPTS:
+            self._done[first] = _lost(self._chunks[first], reason)
+            calls = calls[1:]
+        self._waiting.extendleft(reversed([number for call in calls for number in call]))
 
 
 def _start_ray(workers: int) -> None:
     """Ray without dashboard, log lines or a look at other clusters on this machine."""
-    with _interrupts_deferred():
-        ray.init(
-            address="local",
-            num_cpus=workers,
-            include_dashboard=False,
-            configure_logging=True,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is done: half-started, Ray could not stop all that it started."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
-        yield
-        return
-    pressed = threading.Event()
-    usual = signal.signal(signal.SIGINT, lambda *_: pressed.set())
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-    if pressed.is_set():
+        with deferred():
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except KeyboardInterrupt:
         ray.shutdown()
-        raise KeyboardInterrupt
+        raise
 
 
 def _lost(chunk: Chunk, reason: str) -> ChunkResult:
@@ -295,6 +352,21 @@ def _unpack(flat: Mapping[str, Flat]) -> ArrayRecord:
     return ArrayRecord(
         {name: Array(each.dtype, each.shape, each.stype, each.data.tobytes()) for name, each in flat.items()}
     )
+
+
+def _arrays(state: State) -> dict[str, np.ndarray]:
+    return {name: vector.numpy() for name, vector in state.items()}
+
+
+def _tensors(state: Mapping[str, np.ndarray]) -> State:
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in state.items()}
+
+
+def _copied(state: Mapping[str, np.ndarray]) -> State:
+    """A state that may be kept: what Ray maps would hold its place in the object store."""
+    return _tensors({name: array.copy() for name, array in state.items()})
 
 
 def _without_rows(federation: Federation) -> Federation:

@@ -3,6 +3,8 @@
 from fedsim.data.corpus import Task
 from fedsim.errors import ModelError
 
+_MOST_LAYERS = 200
+
 
 def only_classifies(model: str, task: Task) -> None:
     """Refuse next-token prediction."""
@@ -21,6 +23,12 @@ def sequence(model: str, shape: tuple[int, ...], task: Task) -> int | None:
     if len(shape) == 2 and task == "next-token":
         raise ModelError(f"model {model!r} predicts the next of rows [L] of bytes, not of rows {list(shape)}")
     return shape[1] if len(shape) == 2 else None
+
+
+def not_too_many(model: str, key: str, layers: int) -> None:
+    """Refuse more layers than any net is trained with; every one costs time and memory even where it is narrow."""
+    if layers > _MOST_LAYERS:
+        raise ModelError(f"model {model!r}: {key} = {layers} should be at most {_MOST_LAYERS}")
 
 
 def at_least_one(model: str, **sizes: int) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from fedsim.data.corpus import Task
-from fedsim.models._fit import at_least_one, sequence
+from fedsim.models._fit import at_least_one, not_too_many, sequence
 
 Preset = Literal["128-128"]
 
@@ -49,13 +49,14 @@ def lstm(
         vocabulary: number of different tokens; 256 for bytes.
 
     Raises:
-        ModelError: rows are no sequences, or a size is below 1.
+        ModelError: rows are no sequences, or a size is impossible.
     """
     features = sequence("lstm", shape, task)
     given = {"width": width, "layers": layers, "embedding": embedding}
     explicit = {key: value for key, value in given.items() if value is not None}
     sizes = _PRESETS[preset]._replace(**explicit)
     at_least_one("lstm", vocabulary=vocabulary, **sizes._asdict())
+    not_too_many("lstm", "layers", sizes.layers)
     embed = nn.Embedding(vocabulary, sizes.embedding) if features is None else nn.Identity()
     return LSTM(embed, features or sizes.embedding, sizes.width, sizes.layers, classes, pooled=task == "classification")
 

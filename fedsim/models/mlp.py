@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fedsim.data.corpus import Task
-from fedsim.models._fit import at_least_one, only_classifies
+from fedsim.models._fit import at_least_one, not_too_many, only_classifies
 
 Preset = Literal["64-64", "2nn"]
 _HIDDEN: dict[Preset, tuple[int, ...]] = {"64-64": (64, 64), "2nn": (200, 200)}
@@ -30,11 +30,12 @@ def mlp(
         hidden: sizes of the hidden layers, instead of the preset's; () is logistic regression.
 
     Raises:
-        ModelError: the task is another, or a size is below 1.
+        ModelError: the task is another, or a size is impossible.
     """
     only_classifies("mlp", task)
     sizes = _HIDDEN[preset] if hidden is None else hidden
     at_least_one("mlp", hidden=min(sizes, default=1))
+    not_too_many("mlp", "layers in hidden", len(sizes))
     return MLP(math.prod(shape), sizes, classes)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fedsim.data.corpus import Task
 from fedsim.errors import ModelError
-from fedsim.models._fit import at_least_one, sequence
+from fedsim.models._fit import at_least_one, not_too_many, sequence
 
 Preset = Literal["small"]
 
@@ -62,6 +62,7 @@ def transformer(
     explicit = {key: value for key, value in given.items() if value is not None}
     sizes = _PRESETS[preset]._replace(**explicit)
     at_least_one("transformer", vocabulary=vocabulary, **sizes._asdict())
+    not_too_many("transformer", "layers", sizes.layers)
     if sizes.width % sizes.heads:
         raise ModelError(f"model 'transformer': width = {sizes.width} should be a multiple of heads = {sizes.heads}")
     if not 0 <= dropout < 1:

@@ -15,6 +15,9 @@ from fedsim.errors import PrivacyError
 from fedsim.privacy.accountant import Accountant, Steps, largest, solve_noise
 from fedsim.privacy.batches import expected_batch, sampling_rate, steps_of
 
+_LEAST_DELTA, _MOST_NOISE = 1e-300, 1e100  # the accountants divide by a thousandth of delta and square the noise
+_MOST_STEPS = 10**15  # as floats, in which epsilon is computed, all up to 9e15 are whole
+
 
 @dataclass(frozen=True)
 class ExamplePrivacy:
@@ -45,8 +48,13 @@ class ExamplePrivacy:
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):
                 raise PrivacyError(f"privacy.example.{key} = {value} should be above 0 and finite")
-        if not 0 < self.delta < 1:
-            raise PrivacyError(f"privacy.example.delta = {self.delta} should lie between 0 and 1, below 1 / rows")
+        if not _LEAST_DELTA <= self.delta < 1:
+            raise PrivacyError(f"privacy.example.delta = {self.delta} should lie between 1e-300 and 1, below 1 / rows")
+        if self.noise_multiplier is not None and not 1 / _MOST_NOISE <= self.noise_multiplier <= _MOST_NOISE:
+            raise PrivacyError(
+                f"privacy.example.noise_multiplier = {self.noise_multiplier} should lie between {1 / _MOST_NOISE:g} "
+                f"and {_MOST_NOISE:g}; 1 is usual"
+            )
         if self.accountant not in ("rdp", "prv"):
             raise PrivacyError(f"privacy.example.accountant = {self.accountant!r} should be rdp or prv")
 
@@ -127,6 +135,7 @@ def plan(
     sizes, kinds = np.unique(train_rows, return_inverse=True)
     rates = np.array([sampling_rate(int(n), batch_size) for n in sizes])[kinds]
     taken = np.array([(steps if n else 0) or steps_of(int(n), batch_size, epochs) for n in sizes])[kinds]
+    _refuse_steps(int(taken.max()) * limit)
     noise = request.noise_multiplier
     if noise is None:
         assert request.epsilon is not None
@@ -153,6 +162,14 @@ def _refuse_delta(delta: float, rows: np.ndarray) -> None:
         raise PrivacyError(
             f"privacy.example.delta = {delta:g} is not below 1/{most}: client {client} has {most} train rows, and "
             f"such a delta would allow one of them to be published. Set it to {1 / (10 * most):.1g} or less."
+        )
+
+
+def _refuse_steps(most: int) -> None:
+    if most > _MOST_STEPS:
+        raise PrivacyError(
+            f"privacy.example: a client would take {most:,} private steps in all, more than {_MOST_STEPS:,}; take "
+            "fewer rounds, train.epochs or train.steps"
         )
 
 

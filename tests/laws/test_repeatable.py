@@ -13,6 +13,7 @@ from fedsim.engine import Engine
 from fedsim.engine.inline import InlineEngine, InlineGrid
 from fedsim.grid import Chunk, ChunkResult, SimulatedGrid
 from fedsim.job import Job
+from fedsim.states import ClientStates
 from tests import small
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def test_another_seed_gives_other_bits() -> None:
 class BackToFront(InlineEngine):
     """Does the chunks of every call from the last to the first."""
 
-    def grid(self, job: Job) -> InlineGrid:
-        return BackToFrontGrid(job)
+    def grid(self, job: Job, states: ClientStates | None = None) -> InlineGrid:
+        return BackToFrontGrid(job, states)
 
 
 class BackToFrontGrid(InlineGrid):
@@ -138,10 +139,10 @@ class Struck:
     def __init__(self, engine: "RayEngine") -> None:
         self.engine = engine
 
-    def grid(self, job: Job) -> SimulatedGrid:
+    def grid(self, job: Job, states: ClientStates | None = None) -> SimulatedGrid:
         import ray
 
-        grid = self.engine.grid(job)
+        grid = self.engine.grid(job, states)
         ray.kill(self.engine.actors[0])
         return grid
 

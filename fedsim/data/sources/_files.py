@@ -14,9 +14,14 @@ def contents(path: Path) -> bytes:
         DataError: it cannot be read.
     """
     try:
+        if path.exists() and not path.is_file():  # a device may have no end
+            raise DataError(f"{path}: is no file; name one in data.path")
         return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}; check data.path and the file's permissions") from error
+    except MemoryError as error:
+        raise DataError(f"{path}: does not fit into memory; name a smaller file in data.path") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: {reason}; check data.path and the file's permissions") from error
 
 
 def verify(path: Path, data: bytes, digest: str, algorithm: Literal["md5", "sha256"]) -> None:

@@ -1,0 +1,176 @@
+"""Going on with a run that was interrupted, killed or is to be longer, to the bits of one that never stopped.
+
+Everything that decides bits is compared first: data, own code and model must be the same; package versions and
+processor too, unless the run says `[engine] bits = "not guaranteed"`.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from fedsim import scenario as scenarios
+from fedsim.data.corpus import Folders
+from fedsim.engine import Engine, start_engine
+from fedsim.environment import decisive_differences, numerical_differences
+from fedsim.errors import RunFolderError, ScenarioError
+from fedsim.job import CorpusSource, Job, ModelSource
+from fedsim.model import model_files
+from fedsim.observers import Observer
+from fedsim.planning import WITHOUT_PRIVACY, jobs, provenance
+from fedsim.progress import Progress, Silent
+from fedsim.rounds import execute, run_job
+from fedsim.runs import RunFolder, open_run, source_hashes, stored_environment, stored_scenario
+from fedsim.scenario import Scenario
+from fedsim.scenario_files import assignments, override
+from fedsim.summary import Result, with_price
+
+FREE = ("engine", "checkpoint", "records", "stop")
+"""Tables whose keys may change when a run goes on: no trained bit depends on them."""
+
+
+def resume(
+    path: str | Path,
+    *,
+    rounds: int | None = None,
+    settings: Sequence[str] = (),
+    model: ModelSource | None = None,
+    data: CorpusSource | None = None,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+    observers: Sequence[Observer] = (),
+) -> Result:
+    """Go on with a run from its last sound checkpoint.
+
+    Args:
+        path: the run's folder.
+        rounds: of the whole run, instead of the scenario's; more than it had, to extend a finished one.
+        settings: "engine.workers=2" and the like, of the tables engine, checkpoint, records and stop.
+        model, data: as they were given to `run`, if they were.
+        data_dir, progress, observers: as for `run`.
+
+    Raises:
+        RunFolderError: no run folder, another process is writing it, or no checkpoint of it fits.
+        ScenarioError: the run has finished, or what it was made with is not what there is now.
+    """
+    path = Path(path)
+    progress = progress or Silent()
+    scenario = stored(path, rounds, settings)
+    with closing(open_run(path)) as records:
+        done, summary, version = len(records.rounds()), records.summary(), records.version
+    if version < 2:
+        raise RunFolderError(
+            f"{path} was written by an earlier fedsim, with schema {version}; it can be read, not resumed"
+        )
+    plain_path = path / WITHOUT_PRIVACY
+    finished = summary.get("status") == "done" and _plain_finished(scenario, plain_path)
+    _check_rounds(path, scenario, done, finished=finished)
+    progress.phase("loading the data")
+    job, plain_job = restored_jobs(path, scenario, model, data, data_dir)
+    with RunFolder(path, scenario.checkpoint.keep) as folder:
+        if scenario.to_toml() != (path / "scenario.toml").read_text(encoding="utf-8"):
+            folder.write_scenario(scenario.to_toml())
+        progress.phase("starting the workers")
+        with closing(start_engine(scenario.engine)) as engine:
+            result = execute(job, engine, folder, progress, observers, resumed=True)
+            if plain_job is not None:
+                plain = _plain(plain_job, engine, plain_path, progress, observers)
+                result = with_price(result, plain)
+            progress.end(result.lines)
+            return result
+
+
+def _plain(job: Job, engine: Engine, path: Path, progress: Progress, observers: Sequence[Observer]) -> Result:
+    """The run without privacy beside a run: gone on with, or begun."""
+    if not path.exists():
+        return run_job(job, engine, path, progress, observers)
+    with RunFolder(path, job.scenario.checkpoint.keep) as folder:
+        return execute(job, engine, folder, progress, observers, resumed=True)
+
+
+def stored(path: Path, rounds: int | None = None, settings: Sequence[str] = ()) -> Scenario:
+    """The scenario of a run as it is to go on.
+
+    Raises:
+        RunFolderError: no run folder.
+        ScenarioError: a setting on which trained bits depend.
+    """
+    changes = assignments(settings)
+    for key in changes:
+        if key.partition(".")[0] not in FREE:
+            tables = ", ".join(FREE)
+            raise ScenarioError(f"--set {key}: a run goes on as it began; only keys of {tables} may change")
+    if rounds is not None:
+        changes["rounds"] = rounds
+    content = override(stored_scenario(path), changes)
+    folder = Path(str(stored_environment(path).get("scenario_folder", ".")))
+    return scenarios.parse(content, folder, str(path / "scenario.toml"))
+
+
+def restored_jobs(
+    path: Path,
+    scenario: Scenario,
+    model: ModelSource | None = None,
+    data: CorpusSource | None = None,
+    data_dir: Path | None = None,
+) -> tuple[Job, Job | None]:
+    """The job of a run and the one without privacy beside it, made anew and compared with what they were.
+
+    Raises:
+        ScenarioError: they are not the same.
+    """
+    then = stored_environment(path)
+    _check_objects(path, scenario, then, model, data)
+    job, plain = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data)
+    now = {**provenance(job), "sources": source_hashes([*scenario.own_files(), *model_files(job.model)])}
+    if others := list(decisive_differences(then, now)):
+        raise ScenarioError(f"{path} was made with something else, {'; '.join(others)}. Its own files are in sources/.")
+    if then.get("noise") != now["noise"]:
+        raise ScenarioError(
+            f"{path}: the noise of privacy.example was solved for other rounds. Start a new run, or one that gives "
+            "noise_multiplier and max_participations from the start"
+        )
+    odd = list(numerical_differences(then, now))
+    if odd and scenario.engine.bits == "guaranteed":
+        raise ScenarioError(
+            f"{path}: {'; '.join(odd)}: the bits would perhaps not be those of an uninterrupted run. To go on all the "
+            "same: --set 'engine.bits=not guaranteed'"
+        )
+    return job, plain
+
+
+def _check_objects(
+    path: Path, scenario: Scenario, then: dict[str, Any], model: ModelSource | None, data: CorpusSource | None
+) -> None:
+    """Ask for the Python objects that took the place of what the scenario names."""
+    if model is None and then.get("model") != scenario.model.name:
+        raise ScenarioError(
+            f"{path} used the model {then.get('model')} of a Python program; go on there with "
+            "fedsim.resume(path, model=...)"
+        )
+    if data is None and then.get("data") != scenario.data.name:
+        raise ScenarioError(
+            f"{path} used the data {then.get('data')} of a Python program; go on there with "
+            "fedsim.resume(path, data=...)"
+        )
+
+
+def _check_rounds(path: Path, scenario: Scenario, done: int, *, finished: bool) -> None:
+    if scenario.rounds < done:
+        raise ScenarioError(f"--rounds {scenario.rounds}: {path} has done {done} rounds already; give more")
+    before = stored_scenario(path).get("rounds")
+    if finished and scenario.rounds == before:
+        raise ScenarioError(f"{path} has finished; for more rounds: fedsim resume {path} --rounds {2 * done}")
+    schedule = scenario.train.schedule
+    if scenario.rounds != before and schedule is not None and schedule.kind == "cosine":
+        raise ScenarioError("--rounds: the cosine schedule of this run's learning rate was made for its own rounds")
+
+
+def _plain_finished(scenario: Scenario, plain: Path) -> bool:
+    """Whether the run without privacy beside it, if one was asked for, has finished too."""
+    if scenario.privacy.without is None:
+        return True
+    if not plain.exists():
+        return False
+    with closing(open_run(plain)) as records:
+        return bool(records.summary())
