@@ -232,6 +232,7 @@ def connect(path: Path) -> Writer:
         database.claim = claim
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA cache_size = -256")  # KiB: rows are only appended, and pages once read are not again
     except BaseException:
         os.close(claim)
         raise

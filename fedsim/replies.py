@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedsim import metrics
 from fedsim.errors import ClientError
+from fedsim.evaluation import headline
 from fedsim.grid import client_number
 from fedsim.local import Work
 from fedsim.metrics import Statistics, add
@@ -22,7 +23,9 @@ def client_row(round: int, message: Message, reply: Message, work: Work, epsilon
     figures = MetricRecord() if reply.has_error() else metrics_of(reply)
     values = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
     if not training and not reply.has_error():
-        values["loss"] = work.problem.metrics(metrics.from_record(figures))["loss"]
+        measured, name = work.problem.metrics(metrics.from_record(figures)), headline(work.federation.task)
+        values["loss"] = measured["loss"]
+        values |= {f"scalar/{name}": measured[name]} if math.isfinite(measured[name]) else {}
     number = client_number(message)
     return ClientRow(
         round=round,

@@ -20,7 +20,7 @@ from fedsim.observers import Observer
 from fedsim.planning import WITHOUT_PRIVACY, jobs, provenance
 from fedsim.progress import Progress, Silent
 from fedsim.rounds import execute, run_job
-from fedsim.runs import RunFolder, open_run, source_hashes, stored_environment, stored_scenario
+from fedsim.runs import RunFolder, open_run, reading, source_hashes, stored_environment, stored_scenario
 from fedsim.scenario import Scenario
 from fedsim.scenario_files import assignments, override
 from fedsim.summary import Result, with_price
@@ -56,8 +56,9 @@ def resume(
     path = Path(path)
     progress = progress or Silent()
     scenario = stored(path, rounds, settings)
-    with closing(open_run(path)) as records:
-        done, summary, version = len(records.rounds()), records.summary(), records.version
+    with closing(open_run(path)) as records, reading(path):
+        done = max((row.number for row in records.rounds()), default=0)
+        summary, version = records.summary(), records.version
     if version < 2:
         raise RunFolderError(
             f"{path} was written by an earlier fedsim, with schema {version}; it can be read, not resumed"
@@ -103,7 +104,7 @@ def stored(path: Path, rounds: int | None = None, settings: Sequence[str] = ()) 
     if rounds is not None:
         changes["rounds"] = rounds
     content = override(stored_scenario(path), changes)
-    folder = Path(str(stored_environment(path).get("scenario_folder", ".")))
+    folder = Path(stored_environment(path).get("scenario_folder", "."))
     return scenarios.parse(content, folder, str(path / "scenario.toml"))
 
 
@@ -172,5 +173,5 @@ def _plain_finished(scenario: Scenario, plain: Path) -> bool:
         return True
     if not plain.exists():
         return False
-    with closing(open_run(plain)) as records:
+    with closing(open_run(plain)) as records, reading(plain):
         return bool(records.summary())

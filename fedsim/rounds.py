@@ -189,8 +189,8 @@ class Run:
         self.done = self.resumable = restored.round
         stop = None
         for row, metrics in restored.history:
-            stop = self._watch.after(row.number, metrics)
             self._watch.spent += row.seconds
+            stop = self._watch.after(row.number, metrics)
         self._started -= self._watch.spent
         self._progress.note(f"resumed after round {restored.round}")
         return stop

@@ -236,11 +236,11 @@ class RunFolder:
             RunFolderError: a sound checkpoint does not fit the model, or the folder cannot be read or written.
         """
         warnings: list[str] = []
-        with _reading(self.path):
+        with reading(self.path):
             found = self._last_sound(layout, clients, initial, warnings)
         for warning in warnings:
             tell(warning)
-        with _writing(self.path, "make room"):
+        with reading(self.path), _writing(self.path, "make room"):
             records.rewind(self._database, found.round if found is not None else 0)
             self._remove_old_checkpoints()
             self.note(Event("resumed", f"from round {found.round if found is not None else 0}"))
@@ -250,7 +250,8 @@ class RunFolder:
 
     def _last_sound(self, layout: Layout, clients: int, initial: Weights, warnings: list[str]) -> Restored | None:
         for number, name, digest in self._candidates():
-            places, file = records.live_states(self._database, number), self.checkpoints / name
+            file = self.checkpoints / name
+            places = [StateRow(*map(int, place)) for place in records.live_states(self._database, number)]
             try:
                 tensors = checkpoints.load(file, digest)
                 self._check_states({place.checkpoint for place in places})
@@ -424,10 +425,11 @@ def stored_environment(path: Path) -> dict[str, Any]:
         content = json.loads((path / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path / 'environment.json'} cannot be read: {' '.join(str(error).split())}") from error
-    tables = ("packages", "sources")
-    if not isinstance(content, dict) or not all(isinstance(content.get(key, {}), dict) for key in tables):
-        raise RunFolderError(f"{path / 'environment.json'} is damaged: it does not hold the tables that it should")
-    return content
+    kinds = {"packages": dict, "sources": dict, "scenario_folder": str}
+    sound = isinstance(content, dict) and all(isinstance(content.get(key, kind()), kind) for key, kind in kinds.items())
+    if not sound or "\0" in content.get("scenario_folder", ""):
+        raise RunFolderError(f"{path / 'environment.json'} is damaged: it does not say what it should")
+    return dict(content)
 
 
 def source_hashes(sources: Sequence[Path]) -> dict[str, str]:
@@ -544,8 +546,8 @@ def _writing(path: Path, advice: str = "choose another with --out") -> Iterator[
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn records that are not what this program wrote into one line for the user."""
+def reading(path: Path) -> Iterator[None]:
+    """Turn what is read of records that are not what this program wrote into one line for the user."""
     try:
         yield
     except (sqlite3.Error, TypeError, ValueError, OverflowError, LookupError) as error:

@@ -154,7 +154,7 @@ class StateFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._open: dict[int, tuple[Any, dict[int, list[str]]]] = {}
+        self._open: dict[int, tuple[Any, dict[int, dict[str, str]]]] = {}
 
     def read(self, checkpoint: int, client: int) -> State:
         """One client's state, read now.
@@ -166,7 +166,7 @@ class StateFiles:
         if client not in names:  # without one the client would begin anew, and nobody would know
             path = self._folder / states_file(checkpoint)
             raise RunFolderError(f"{path} does not fit the run: it has no state of client {client}")
-        return {name: file.get_tensor(f"{client}/{name}").clone() for name in names[client]}
+        return {name: file.get_tensor(key).clone() for name, key in names[client].items()}
 
     def size(self, checkpoint: int) -> int:
         """How many clients' states a file holds."""
@@ -176,7 +176,7 @@ class StateFiles:
         """Let go of files in which no state lives: one that is open takes its place on the disk when removed, too."""
         self._open = {checkpoint: opened for checkpoint, opened in self._open.items() if checkpoint in living}
 
-    def _opened(self, checkpoint: int) -> tuple[Any, dict[int, list[str]]]:
+    def _opened(self, checkpoint: int) -> tuple[Any, dict[int, dict[str, str]]]:
         if checkpoint not in self._open:
             while len(self._open) >= _OPEN_FILES:
                 self._open.pop(next(iter(self._open)))
@@ -184,18 +184,18 @@ class StateFiles:
         return self._open[checkpoint]
 
 
-def _opened(path: Path) -> tuple[Any, dict[int, list[str]]]:
-    """A file of states, and the names in it by client."""
+def _opened(path: Path) -> tuple[Any, dict[int, dict[str, str]]]:
+    """A file of states, and its keys by client and name."""
     try:
         file = safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{path}: clients' states cannot be read ({error}); fedsim resume goes back") from error
-    names: dict[int, list[str]] = {}
+    names: dict[int, dict[str, str]] = {}
     for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118  no mapping
         client, _, name = key.partition("/")
         if not client.isdecimal() or len(client) > _LONGEST_NUMBER:
             raise RunFolderError(f"{path} holds no clients' states: {key!r} is not client/name")
-        names.setdefault(int(client), []).append(name)
+        names.setdefault(int(client), {})[name] = key
     return file, names
 
 

@@ -69,13 +69,12 @@ def marked(mark: str) -> dict[int, str]:
     return found
 
 
-def left_behind(mark: str) -> dict[int, str]:
-    """Those that still live after a few seconds."""
-    for _ in range(100):
-        if not marked(mark):
-            break
+def left_behind(mark: str, seconds: float = 10) -> dict[int, str]:
+    """Those that still live after some seconds."""
+    deadline = time.monotonic() + seconds
+    while (found := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return marked(mark)
+    return found
 
 
 class Running:
@@ -115,10 +114,6 @@ class Running:
         """Status, and what was printed on standard output and on standard error."""
         printed, complained = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, printed, complained
-
-    def left_behind(self) -> dict[int, str]:
-        """Offspring that still lives a few seconds after the end."""
-        return left_behind(self.mark)
 
     def end(self) -> None:
         """Leave nothing, whatever the test found."""
@@ -162,7 +157,7 @@ def test_once_ends_after_the_round_and_twice_at_once(times: int, key: signal.Sig
     )
     notes = printed.count("note: finishing the round in progress")
     assert notes == 1 or (times == 2 and notes == 0), "whoever presses twice at once needs no advice"
-    assert running.left_behind() == {}
+    assert left_behind(running.mark) == {}
 
 
 @pytest.mark.parametrize("moment", ["raylet", "ray::Worker"])
@@ -175,7 +170,7 @@ def test_starting_up_can_be_interrupted(moment: str, running: Running) -> None:
     assert complained.count("\n") == 1, complained
     assert complained.startswith("error: interrupted")
     assert committed(running.out) == 0
-    assert running.left_behind() == {}
+    assert left_behind(running.mark) == {}
 
 
 def test_when_the_driver_is_killed_ray_ends_too(running: Running) -> None:
@@ -184,7 +179,7 @@ def test_when_the_driver_is_killed_ray_ends_too(running: Running) -> None:
     assert any("raylet" in command for command in running.offspring().values())
     running.process.kill()
     running.end_of()
-    assert running.left_behind() == {}
+    assert left_behind(running.mark, seconds=30) == {}, "Ray's agents look for their parent every other second"
 
 
 # The signals themselves, in this process
