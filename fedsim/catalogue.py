@@ -30,7 +30,8 @@ def listing(what: str) -> list[Entry]:
         ScenarioError: there is no such kind.
     """
     if what not in KINDS_OF_ENTRIES:
-        raise ScenarioError(f"there is no list of {what!r}.{registry.nearest(what, KINDS_OF_ENTRIES)}")
+        known = [*KINDS_OF_ENTRIES, "runs"]  # which `fedsim list` takes from overview.py
+        raise ScenarioError(f"there is no list of {what!r}.{registry.nearest(what, known)}")
     return list(KINDS_OF_ENTRIES[what]())
 
 

@@ -168,11 +168,18 @@ def save(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) ->
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with _in_place_of(path) as unfinished:
         try:
-            save_file(plain, unfinished, {**notes})
+            _save_file(plain, unfinished, {**notes})
         except SafetensorError as error:  # what the system said about the disk
             raise OSError(" ".join(str(error).split())) from error
         with unfinished.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path, notes: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, notes)
+    except RuntimeError:  # some share memory, as an algorithm's vectors may
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, notes)
 
 
 def write(path: Path, content: bytes) -> None:

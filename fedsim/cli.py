@@ -4,18 +4,46 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, get_type_hints
 
 import click
 import typer
+from typer.core import TyperArgument, TyperCommand
+from typer.models import ArgumentInfo
 
 from fedsim.errors import FedsimError, ScenarioError
 from fedsim.signals import terminate_as_interrupt
 
 if TYPE_CHECKING:
     from fedsim.scenario import Scenario
+
+
+class Command(TyperCommand):
+    """A command whose help says what its arguments are.
+
+    Click 8.5 gave arguments a help text of its own, and so wipes out the one that typer below 0.21 sets before; here
+    it is set again.
+    """
+
+    def __init__(self, name: str | None, *, callback: Callable[..., Any] | None = None, **rest: Any) -> None:
+        super().__init__(name, callback=callback, **rest)
+        hints = get_type_hints(callback, include_extras=True) if callback is not None else {}
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                notes = getattr(hints.get(str(parameter.name)), "__metadata__", ())
+                parameter.help = next((note.help for note in notes if isinstance(note, ArgumentInfo)), None)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write arguments and options; without the escapes that typer puts in for rich, which is not used."""
+        records = [(each, each.get_help_record(ctx)) for each in self.get_params(ctx)]
+        for title, kind in (("Arguments", "argument"), ("Options", "option")):
+            rows = [row for each, row in records if row is not None and each.param_type_name == kind]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl([(name, text.replace("\\[", "[")) for name, text in rows])
+
 
 app = typer.Typer(
     help="Federated learning: run scenarios, compare strategies, deploy to real clients.",
@@ -32,7 +60,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder", sho
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs instead")]
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     scenario: ScenarioName,
     settings: Settings = [],  # noqa: B006  typer wants a literal default
@@ -66,9 +94,9 @@ def run(
             _print_json(result.values)
 
 
-@app.command()
+@app.command(cls=Command)
 def resume(
-    run: Annotated[Path, typer.Argument(help="a run's folder")],
+    folder: RunPath,
     rounds: Annotated[int | None, typer.Option(help="of the whole run, to extend it")] = None,
     settings: Settings = [],  # noqa: B006
     as_json: Json = False,
@@ -76,20 +104,21 @@ def resume(
 ) -> None:
     """Go on with a run from its last checkpoint, to the bits of one that was never interrupted.
 
-    Only keys of engine, checkpoint, records and stop may be set anew.
+    Only keys of engine, checkpoint, records and stop may be set anew. --rounds is refused where the noise of
+    privacy was solved for the rounds.
 
-    Example: fedsim resume runs/20261122-0704-quickstart-3f2a --rounds 200
+    Example: fedsim resume runs/plain --rounds 90
     """
     from fedsim import resuming
     from fedsim.progress import Lines
 
     stream = sys.stderr if as_json else sys.stdout
-    result = resuming.resume(run, rounds=rounds, settings=settings, data_dir=data_dir, progress=Lines(stream))
+    result = resuming.resume(folder, rounds=rounds, settings=settings, data_dir=data_dir, progress=Lines(stream))
     if as_json:
         _print_json(result.values)
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_(
     what: Annotated[str, typer.Argument(help="scenarios, strategies, models, data, partitions or runs")],
     folder: Annotated[Path | None, typer.Argument(help="of runs; runs/ by default", show_default=False)] = None,
@@ -115,11 +144,11 @@ def list_(
             _echo_wrapped("  ".join(f"{key} = {default}" for key, default in entry.parameters.items()))
 
 
-@app.command()
+@app.command(cls=Command)
 def show(folder: RunPath, as_json: Json = False) -> None:
     """Show a run from its folder: rounds, failures by cause, slowest and worst clients; also while it goes on.
 
-    Example: fedsim show runs/20261122-0704-quickstart-3f2a
+    Example: fedsim show runs/first
     """
     from fedsim import show as shows
 
@@ -130,7 +159,7 @@ def show(folder: RunPath, as_json: Json = False) -> None:
         typer.echo(line)
 
 
-@app.command()
+@app.command(cls=Command)
 def replay(
     folder: RunPath,
     number: Annotated[int, typer.Option("--round", help="a committed round, or the one that ended the run")],
@@ -144,7 +173,7 @@ def replay(
 
     Prints every step and whether norm, loss and steps are those of run.db; the exit status is 1 if they are not.
 
-    Example: fedsim replay runs/20261122-0704-quickstart-3f2a --round 12 --client 7
+    Example: fedsim replay runs/first --round 60 --client 7
     """
     from fedsim import replay as replays
     from fedsim.progress import Lines
@@ -161,7 +190,7 @@ def replay(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def client(
     folder: RunPath,
     number: Annotated[int, typer.Argument(metavar="CLIENT", help="the client's number", show_default=False)],
@@ -171,7 +200,7 @@ def client(
 ) -> None:
     """Show one client of a run: its rows, every round it took part in, failures, privacy; also while it goes on.
 
-    Example: fedsim client runs/20261122-0704-quickstart-3f2a 7 --picture client-7.png
+    Example: fedsim client runs/first 7 --picture client-7.png
     """
     from fedsim import client as clients
     from fedsim.progress import Lines
@@ -188,7 +217,7 @@ def client(
         typer.echo(f"picture: {picture}")
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     folder: RunPath,
     table: Annotated[str, typer.Option(help="rounds, clients, failures, metrics, privacy, ...: docs/run-folder.md")],
@@ -198,7 +227,7 @@ def export(
 ) -> None:
     """Write one table of a run for other programs.
 
-    Example: fedsim export runs/20261122-0704-quickstart-3f2a --table clients --out clients.parquet
+    Example: fedsim export runs/first --table clients --out clients.parquet
     """
     from fedsim import export as exports
 
@@ -209,7 +238,7 @@ def export(
         _tell({"file": str(out), "rows": rows}, f"{rows} rows in {out}", as_json)
 
 
-@app.command()
+@app.command(cls=Command)
 def tag(
     folder: RunPath,
     name: Annotated[str, typer.Argument(help="one word")],
@@ -219,7 +248,7 @@ def tag(
 ) -> None:
     """Give a run a name and a note, which `fedsim show` and `fedsim list runs` print; also while it goes on.
 
-    Example: fedsim tag runs/20261122-0704-quickstart-3f2a paper --note "figure 2"
+    Example: fedsim tag runs/first paper --note "figure 2"
     """
     from fedsim import tags
 
@@ -231,7 +260,7 @@ def tag(
     _tell(values, f"{folder} is {'no longer ' if remove else ''}tagged {name}", as_json)
 
 
-@app.command()
+@app.command(cls=Command)
 def partition(
     scenario: ScenarioName,
     settings: Settings = [],  # noqa: B006
@@ -260,7 +289,7 @@ def partition(
     typer.echo(f"picture: {picture}")
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Look at this machine: what a run needs, and what to do about what is missing.
 
@@ -279,7 +308,7 @@ def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def new(
     path: Annotated[Path, typer.Argument(help="the new scenario file, or folder with --folder")],
     folder: Annotated[bool, typer.Option("--folder", help="a folder with an own model and own data")] = False,
@@ -352,7 +381,7 @@ def _print_forecast(lines: Sequence[Any], as_json: bool) -> None:
     if as_json:
         _print_json({line.name: line.value for line in lines})
     for line in [] if as_json else lines:
-        typer.echo(f"{line.name:<12} {line.text}")
+        _echo_wrapped(f"{line.name:<12} {line.text}", " " * 13, first="")
 
 
 def _tell(values: Mapping[str, Any], text: str, as_json: bool) -> None:
@@ -368,8 +397,9 @@ def _print_json(values: Any) -> None:
     typer.echo(json.dumps(json.loads(to_json(values)), indent=2))
 
 
-def _echo_wrapped(text: str) -> None:
+def _echo_wrapped(text: str, indent: str = "    ", first: str = "    ") -> None:
+    """Print a text in lines of at most 80 columns; `first` is before its first line, `indent` before the others."""
     import textwrap
 
-    for line in textwrap.wrap(text, 76):
-        typer.echo(f"    {line}")
+    for line in textwrap.wrap(text, 80, initial_indent=first, subsequent_indent=indent):
+        typer.echo(line)

@@ -361,7 +361,7 @@ def _measured(work: Work, number: int, message: Message) -> Answer:
     else:
         rows = work.federation.rows(number, PARTS[part])
         what = f"round {setting(message, 'server-round', 0)}, client {number}"
-        limit = work.limit()
+        limit = work.limited()
     weights = work.received(arrays_of(message, "arrays"))
     with limit:
         measured = metrics.to_record(work.evaluate(weights, rows, what))

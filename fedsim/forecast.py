@@ -13,8 +13,18 @@ from fedsim.privacy.accountant import rounded_up
 from fedsim.privacy.batches import steps_of
 
 _MEASURED_STEPS = 20
-ROW_BYTES = 90
-"""Of one client's row of `run.db`, as `benchmarks/records.py` measures it."""
+# What rows take in `run.db`: pages by table (SQLite's `dbstat`) over rows, after quickstart (60 rounds, with and without
+# privacy) and mnist-mlp (20 rounds); `benchmarks/commits.py` measures clients' rows by the million.
+CLIENT_ROW_BYTES, METRIC_ROW_BYTES, PRIVACY_ROW_BYTES, ROUND_ROW_BYTES, STATE_ROW_BYTES = 90, 58, 28, 280, 30
+"""A metric's besides its short name."""
+EMPTY_BYTES = 66_000
+"""Of a run without rows: tables' first pages, folders, scenario, environment and model card; measured likewise."""
+SUMMARY_BYTES = 250
+"""Of one metric in the summary and the model card."""
+TENSOR_BYTES = 120
+"""Of one tensor's entry in the head of a safetensors file, with its share of the rest of the head."""
+MESSAGE_SECONDS = 0.0008
+"""Of the server for one message: a round's seconds less those in clients and evaluation, same runs, inline."""
 
 
 class Line(NamedTuple):
@@ -25,50 +35,75 @@ class Line(NamedTuple):
     text: str
 
 
-def forecast(work: Work, workers: int) -> list[Line]:
+class Cost(NamedTuple):
+    """What a whole run takes: seconds, bytes of checkpoints, states and models, and bytes of everything else."""
+
+    seconds: float
+    models: int
+    records: int
+
+
+def forecast(work: Work, workers: int, plain: Work | None = None) -> list[Line]:
     """Measure one client's training and evaluation in this process and scale them up.
 
     Args:
         work: of the job.
         workers: that would share the clients.
+        plain: of the job without privacy that is run after it, if one is.
     """
-    job, scenario, layout = work.job, work.job.scenario, work.layout
-    cohort = expected_size(scenario.cohort.rule, work.federation.clients)
-    client_seconds, row_seconds = _measure(work)
-    held_out = len(work.federation.central["validation"].x)
-    own = int((work.federation.validation_ends - work.federation.train_ends).sum())
-    every, clients_every = scenario.evaluate.every, scenario.evaluate.clients_every
-    evaluation = row_seconds * (held_out / every + (own / clients_every if clients_every else 0))
-    seconds = (cohort * client_seconds + evaluation) / workers
+    federation, rounds = work.federation, work.job.scenario.rounds
+    cohort = expected_size(work.job.scenario.cohort.rule, federation.clients)
+    costs = [_cost(each, workers) for each in (work, plain) if each is not None]
+    seconds, models, records = (sum(parts) for parts in zip(*costs, strict=True))
     down, up = round(cohort * work.bytes_down(True)), round(cohort * work.bytes_up)
-    arrays = [
-        work.federation.x,
-        work.federation.y,
-        *(part for rows in work.federation.central.values() for part in rows),
-    ]
-    data = sum(array.nbytes for array in arrays)
+    central = [part for rows in federation.central.values() for part in rows]
+    data = sum(array.nbytes for array in (federation.x, federation.y, *central))
     memory = data + round(cohort * _state_bytes(work))
-    disk = _disk(work, cohort)
-    records = _record_rows(work, cohort) * ROW_BYTES
-    rows = work.federation.train_rows
+    disk = f"{_size(models)} of checkpoints and models at most, {_size(records)} of records"
+    time_text = f"{costs[0].seconds / rounds:.2f} s/round measured, {seconds:.0f} s in all"
+    if plain is not None:
+        disk += ", with the run without privacy"
+        time_text += f", {costs[1].seconds:.0f} of them for the run without privacy"
+    rows = federation.train_rows
     lines = [
-        Line("clients", work.federation.clients, f"{work.federation.clients:,}"),
+        Line("clients", federation.clients, f"{federation.clients:,}"),
         Line("cohort", cohort, f"{cohort:g} clients a round"),
         Line("train_rows", int(rows.sum()), f"{rows.min():,} to {rows.max():,} a client, median {np.median(rows):g}"),
-        Line("parameters", layout.size, f"{layout.size:,}"),
+        Line("parameters", work.layout.size, f"{work.layout.size:,}"),
         Line("bytes_down", down, f"{_size(down)} a round, in all"),
         Line("bytes_up", up, f"{_size(up)} a round, in all"),
         Line("memory", memory, f"{_size(data)} of rows, {_size(memory - data)} of a cohort's states"),
-        Line("disk", disk + records, f"{_size(disk)} of checkpoints and models at most, {_size(records)} of records"),
-        Line(
-            "seconds",
-            seconds * scenario.rounds,
-            f"{seconds:.2f} s/round measured, {seconds * scenario.rounds:.0f} s in all",
-        ),
+        Line("disk", models + records, disk),
+        Line("seconds", seconds, time_text),
     ]
-    if job.privacy is not None:
-        lines.append(_epsilon(work))
-    return lines
+    return lines if work.job.privacy is None else [*lines, _epsilon(work)]
+
+
+def _cost(work: Work, workers: int) -> Cost:
+    cohort = expected_size(work.job.scenario.cohort.rule, work.federation.clients)
+    return Cost(_seconds(work, cohort, workers), _model_bytes(work, cohort), _record_bytes(work, cohort))
+
+
+def _seconds(work: Work, cohort: float, workers: int) -> float:
+    """Of all rounds."""
+    scenario, own = work.job.scenario, _own_rows(work)
+    client_seconds, row_seconds = _measure(work)
+    held_out = len(work.federation.central["validation"].x)
+    every, clients_every = scenario.evaluate.every, scenario.evaluate.clients_every
+    evaluation = row_seconds * (held_out / every + (int(own.sum()) / clients_every if clients_every else 0))
+    messages = cohort + held_out / scenario.evaluate.batch_size / every + _evaluated(work)
+    return scenario.rounds * ((cohort * client_seconds + evaluation) / workers + messages * MESSAGE_SECONDS)
+
+
+def _own_rows(work: Work) -> np.ndarray:
+    """[K] clients' own validation rows."""
+    return work.federation.validation_ends - work.federation.train_ends
+
+
+def _evaluated(work: Work) -> float:
+    """Clients that evaluate in a round, on average."""
+    every = work.job.scenario.evaluate.clients_every
+    return int((_own_rows(work) > 0).sum()) / every if every else 0.0
 
 
 def _state_bytes(work: Work) -> int:
@@ -78,23 +113,61 @@ def _state_bytes(work: Work) -> int:
     return values * work.initial.vector.element_size()
 
 
-def _disk(work: Work, cohort: float) -> int:
-    """Most bytes of models, checkpoints and clients' states, of which at least half live in every file."""
-    scenario, clients, kept = work.job.scenario, work.federation.clients, work.job.scenario.checkpoint
-    model = work.layout.size * work.initial.vector.element_size()
-    checkpoint = model * (1 + len(work.algorithm.shared) + len(work.algorithm.server_state)) + 8 * clients
-    living = min(clients, cohort * scenario.rounds)
-    changing = kept.keep * min(clients, cohort * kept.every)
-    return checkpoint * (kept.keep + 1) + 2 * model + round((2 * living + changing) * _state_bytes(work))
+def _states(work: Work, cohort: float) -> float:
+    """Most clients' states on the disk; of those in use at least half live in every file."""
+    clients, kept = work.federation.clients, work.job.scenario.checkpoint
+    living = min(clients, cohort * work.job.scenario.rounds)
+    return 2 * living + (kept.keep + 1) * min(clients, cohort * kept.every)
 
 
-def _record_rows(work: Work, cohort: float) -> int:
+def _model_bytes(work: Work, cohort: float) -> int:
+    """Most bytes of models, checkpoints and clients' states.
+
+    Every kept checkpoint keeps the best model up to it too, and one more is being written.
+    """
+    scenario, layout = work.job.scenario, work.layout
+    values, tensors = layout.size + layout.buffer_size, len(layout.parameters) + len(layout.buffers) + 2
+    vectors = len(work.algorithm.shared) + len(work.algorithm.server_state)
+    size = work.initial.vector.element_size()
+    checkpoint = (values + vectors * layout.size) * size + 8 * work.federation.clients
+    constants = sum(tensor.nbytes + TENSOR_BYTES for tensor in work.plain.constants.values())
+    files = min(2 * scenario.checkpoint.keep + 1, scenario.rounds)
+    whole = files * (checkpoint + (tensors + vectors) * TENSOR_BYTES) + 2 * (
+        values * size + tensors * TENSOR_BYTES + constants
+    )
+    state = _state_bytes(work)
+    return whole + (round(_states(work, cohort) * (state + 2 * TENSOR_BYTES)) if state else 0)
+
+
+def _record_bytes(work: Work, cohort: float) -> int:
+    """Of `run.db` at the end, the small files and the user's own; clients' error texts apart.
+
+    While the run goes on SQLite keeps a log of some 4 MB beside it.
+    """
+    scenario, clients = work.job.scenario, work.federation.clients
+    rows = scenario.rounds * ROUND_ROW_BYTES + _client_rows(work, cohort) * CLIENT_ROW_BYTES
+    accounts = scenario.rounds * cohort + clients if work.job.privacy is not None else 0
+    states = _states(work, cohort) if _state_bytes(work) else 0
+    own = sum(path.stat().st_size for path in scenario.own_files())
+    fixed = EMPTY_BYTES + own + _metric_bytes(work)
+    return round(fixed + rows + accounts * PRIVACY_ROW_BYTES + states * STATE_ROW_BYTES)
+
+
+def _client_rows(work: Work, cohort: float) -> float:
     """Rows of clients in `run.db` at the end, failures apart."""
-    scenario, own = work.job.scenario, work.federation.validation_ends - work.federation.train_ends
-    every, choice = scenario.evaluate.clients_every, scenario.records.clients
+    scenario, choice = work.job.scenario, work.job.scenario.records.clients
     share = {"all": 1.0, "failed": 0.0}.get(choice, choice) if isinstance(choice, str) else choice
-    a_round = cohort + (int((own > 0).sum()) / every if every else 0)
-    return round(scenario.rounds * a_round * float(share))
+    return scenario.rounds * (cohort + _evaluated(work)) * float(share)
+
+
+def _metric_bytes(work: Work) -> int:
+    """Of metrics, in their table and in the summary: central, and clients' three ways to weight."""
+    scenario, names = work.job.scenario, work.problem.metric_names()
+    central = -(-scenario.rounds // scenario.evaluate.every) if len(work.federation.central["validation"].x) else 0
+    every = scenario.evaluate.clients_every
+    clients = 3 * -(-scenario.rounds // every) if every and _own_rows(work).any() else 0
+    one = sum(METRIC_ROW_BYTES + len(name.encode()) for name in names)
+    return (central + clients) * one + 4 * len(names) * SUMMARY_BYTES
 
 
 def _epsilon(work: Work) -> Line:

@@ -6,7 +6,7 @@ vectors. What a client half of `strategies/` sees is `LocalClient`.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -130,16 +130,24 @@ class Work:
             ClientError: names round and client; whatever went wrong in the client's work.
         """
         try:
-            with self.limit():
+            with self.limited():
                 return self._train(number, round, received, state, steps)
         except FedsimError as error:
             raise ClientError(f"round {round}, client {number}: {error}") from error
         except Exception as error:
             raise ClientError(f"round {round}, client {number}: {one_line(error)}") from error
 
-    def limit(self) -> AbstractContextManager[None]:
-        """The time limit of one client's work."""
-        return time_limit(self.job.scenario.cohort.client_timeout, "cohort.client_timeout")
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """One client's work: its time limit, and models that are in order whatever ends it."""
+        try:
+            with time_limit(self.job.scenario.cohort.client_timeout, "cohort.client_timeout"):
+                yield
+        except Exception:
+            for flat in filter(None, (self.plain, self.private)):
+                with suppress(RuntimeError):  # a model that has changed its parameters' type stays as it is
+                    flat.reattach()
+            raise
 
     def _train(
         self, number: int, round: int, received: Received, state: State | None, steps: list[Step] | None

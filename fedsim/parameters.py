@@ -136,6 +136,10 @@ class FlatModule:
         for counter, first in self._counters:
             counter.copy_(first)
 
+    def reattach(self) -> None:
+        """Make all parameters views of the vector again, after work that was interrupted anywhere."""
+        self._live_on(self.vector)
+
     def _live_on(self, vector: Tensor) -> None:
         """Make every parameter a view of `vector` [D]: cheaper than a copy in and a copy out."""
         self.vector = vector

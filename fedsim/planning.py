@@ -18,9 +18,6 @@ from fedsim.parameters import layout_of
 from fedsim.scenario import Scenario
 from fedsim.stopping import Watch
 
-WITHOUT_PRIVACY = "without-privacy"
-"""Where in a run's folder the folder of the same run without privacy is."""
-
 
 def as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenario:
     """A scenario from what `run` takes."""
@@ -33,10 +30,10 @@ def as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenario
 
 def forecast(scenario: Scenario, data_dir: Path | None) -> list[Line]:
     """What a scenario would cost; one client is trained to measure it, nothing is written."""
-    job, _ = jobs(scenario, Folders.of(data_dir, scenario.folder))
+    job, plain = jobs(scenario, Folders.of(data_dir, scenario.folder))
     workers = 1 if scenario.engine.kind == "inline" else scenario.engine.workers or cores()
     with named(scenario.origin):
-        return forecast_work(Work(job), workers)
+        return forecast_work(Work(job), workers, Work(plain) if plain is not None else None)
 
 
 def fast(scenario: Scenario) -> Scenario:

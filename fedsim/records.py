@@ -321,13 +321,14 @@ def insert_summary(
     Args:
         database: from `connect`.
         summary: plain values by name.
-        ledger: every account as it is at the end; it takes the place of what the last round wrote.
+        ledger: every account as it is at the end, charges of a round that was not committed included; it stands at
+            the round after the last.
         events: why the run ended.
     """
     with database:
         last = _last_round(database)
         _insert(database, "summary", ((name, to_json(value)) for name, value in summary.items()))
-        _insert(database, "privacy", ((last, *account) for account in ledger), replace=True)
+        _insert(database, "privacy", ((last + 1, *account) for account in ledger), replace=True)
         _insert(database, "events", ((last, *event) for event in events))
 
 
@@ -338,15 +339,12 @@ def insert_event(database: sqlite3.Connection, event: Event) -> None:
 
 
 def rewind(database: sqlite3.Connection, round: int) -> None:
-    """Forget, in one transaction, all that came after a round, and that the run has finished.
-
-    Accounts that a finished run left at that round stay: they are what clients had spent by then, and the rows of
-    later rounds take their place.
-    """
+    """Forget, in one transaction, all that came after a round, and that the run has ended and why."""
     with database:
         database.execute("DELETE FROM rounds WHERE number > ?", (round,))
-        for table in ("clients", "metrics", "privacy", "events"):
+        for table in ("clients", "metrics", "privacy"):
             database.execute(f"DELETE FROM {table} WHERE round > ?", (round,))
+        database.execute("DELETE FROM events WHERE round > ? OR kind NOT IN ('resumed', 'warning')", (round,))
         database.execute("DELETE FROM states WHERE checkpoint > ?", (round,))
         database.execute("DELETE FROM summary")
 

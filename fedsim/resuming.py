@@ -17,10 +17,18 @@ from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.job import CorpusSource, Job, ModelSource
 from fedsim.model import model_files
 from fedsim.observers import Observer
-from fedsim.planning import WITHOUT_PRIVACY, jobs, provenance
+from fedsim.planning import jobs, provenance
 from fedsim.progress import Progress, Silent
 from fedsim.rounds import execute, run_job
-from fedsim.runs import RunFolder, open_run, reading, source_hashes, stored_environment, stored_scenario
+from fedsim.runs import (
+    WITHOUT_PRIVACY,
+    RunFolder,
+    open_run,
+    reading,
+    source_hashes,
+    stored_environment,
+    stored_scenario,
+)
 from fedsim.scenario import Scenario
 from fedsim.scenario_files import assignments, override
 from fedsim.summary import Result, with_price
@@ -64,13 +72,15 @@ def resume(
             f"{path} was written by an earlier fedsim, with schema {version}; it can be read, not resumed"
         )
     plain_path = path / WITHOUT_PRIVACY
-    finished = summary.get("status") == "done" and _plain_finished(scenario, plain_path)
-    _check_rounds(path, scenario, done, finished=finished)
+    _check_rounds(path, scenario, done)
+    unchanged = scenario.to_toml() == scenarios.parse(stored_scenario(path), scenario.folder, "before").to_toml()
+    if unchanged and summary.get("status") == "done" and _plain_finished(scenario, plain_path):
+        early = f" early: {summary['stop']['reason']}" if summary.get("stop") else ""
+        more = f"fedsim resume {path} --rounds {2 * scenario.rounds}"
+        raise ScenarioError(f"{path} has ended{early}; change its stop rule by --set, or extend it: {more}")
     progress.phase("loading the data")
     job, plain_job = restored_jobs(path, scenario, model, data, data_dir)
-    with RunFolder(path, scenario.checkpoint.keep) as folder:
-        if scenario.to_toml() != (path / "scenario.toml").read_text(encoding="utf-8"):
-            folder.write_scenario(scenario.to_toml())
+    with _reopened(path, job) as folder:
         progress.phase("starting the workers")
         with closing(start_engine(scenario.engine)) as engine:
             result = execute(job, engine, folder, progress, observers, resumed=True)
@@ -85,8 +95,16 @@ def _plain(job: Job, engine: Engine, path: Path, progress: Progress, observers: 
     """The run without privacy beside a run: gone on with, or begun."""
     if not path.exists():
         return run_job(job, engine, path, progress, observers)
-    with RunFolder(path, job.scenario.checkpoint.keep) as folder:
+    with _reopened(path, job) as folder:
         return execute(job, engine, folder, progress, observers, resumed=True)
+
+
+def _reopened(path: Path, job: Job) -> RunFolder:
+    """A run's folder, claimed; its scenario is the one with which it goes on."""
+    folder = RunFolder(path, job.scenario.checkpoint.keep)
+    if (text := job.scenario.to_toml()) != (path / "scenario.toml").read_text(encoding="utf-8"):
+        folder.write_scenario(text)
+    return folder
 
 
 def stored(path: Path, rounds: int | None = None, settings: Sequence[str] = ()) -> Scenario:
@@ -101,6 +119,10 @@ def stored(path: Path, rounds: int | None = None, settings: Sequence[str] = ()) 
         if key.partition(".")[0] not in FREE:
             tables = ", ".join(FREE)
             raise ScenarioError(f"--set {key}: a run goes on as it began; only keys of {tables} may change")
+        if key == "stop.metric":
+            raise ScenarioError(
+                f"--set {key}: it also says which round is best, so it stays; other keys of stop may change"
+            )
     if rounds is not None:
         changes["rounds"] = rounds
     content = override(stored_scenario(path), changes)
@@ -156,14 +178,11 @@ def _check_objects(
         )
 
 
-def _check_rounds(path: Path, scenario: Scenario, done: int, *, finished: bool) -> None:
+def _check_rounds(path: Path, scenario: Scenario, done: int) -> None:
     if scenario.rounds < done:
         raise ScenarioError(f"--rounds {scenario.rounds}: {path} has done {done} rounds already; give more")
-    before = stored_scenario(path).get("rounds")
-    if finished and scenario.rounds == before:
-        raise ScenarioError(f"{path} has finished; for more rounds: fedsim resume {path} --rounds {2 * done}")
     schedule = scenario.train.schedule
-    if scenario.rounds != before and schedule is not None and schedule.kind == "cosine":
+    if scenario.rounds != stored_scenario(path).get("rounds") and schedule is not None and schedule.kind == "cosine":
         raise ScenarioError("--rounds: the cosine schedule of this run's learning rate was made for its own rounds")
 
 

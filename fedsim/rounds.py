@@ -8,6 +8,7 @@ Everything between server and clients goes through Flower's types: a `Strategy` 
 aggregates replies, a `Grid` carries them.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -29,13 +30,13 @@ from fedsim.local import Work, one_thread
 from fedsim.model import model_files
 from fedsim.observers import Observer
 from fedsim.parameters import Weights, fingerprint, to_record
-from fedsim.planning import WITHOUT_PRIVACY, as_scenario, jobs, provenance
+from fedsim.planning import as_scenario, jobs, provenance
 from fedsim.privacy.accountant import rounded_up
 from fedsim.privacy.ledger import Ledger
 from fedsim.progress import Progress, Silent
 from fedsim.records import Account, ClientRow, Event, RoundRecord, keep_rows
 from fedsim.replies import client_row, total_statistics
-from fedsim.runs import Best, InOrder, Restored, RunFolder, check_out
+from fedsim.runs import WITHOUT_PRIVACY, Best, InOrder, Restored, RunFolder, check_out
 from fedsim.scenario import Scenario
 from fedsim.signals import Interrupts
 from fedsim.states import ClientStates
@@ -76,22 +77,28 @@ def run(
     job, plain_job = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data)
     check_out(out)
     progress.phase("starting the workers")
-    with closing(start_engine(scenario.engine)) as engine:
-        result = run_job(job, engine, out, progress, observers)
+    with closing(start_engine(scenario.engine)) as engine, create_folder(job, out) as folder:
+        result = execute(job, engine, folder, progress, observers)
         if plain_job is not None:
-            plain = run_job(plain_job, engine, result.folder / WITHOUT_PRIVACY, progress, observers)
+            plain = run_job(plain_job, engine, folder.path / WITHOUT_PRIVACY, progress, observers)
             result = with_price(result, plain)
         progress.end(result.lines)
         return result
 
 
-@one_thread()
 def run_job(
     job: Job, engine: Engine, out: Path | None, progress: Progress, observers: Sequence[Observer] = ()
 ) -> Result:
     """Run a prepared job on a running engine and leave its folder."""
+    with create_folder(job, out) as folder:
+        return execute(job, engine, folder, progress, observers)
+
+
+@one_thread()
+def create_folder(job: Job, out: Path | None) -> RunFolder:
+    """The folder of a new run."""
     scenario = job.scenario
-    folder = RunFolder.create(
+    return RunFolder.create(
         out,
         Path(scenario.origin).stem,
         scenario.to_toml(),
@@ -99,7 +106,6 @@ def run_job(
         provenance(job),
         keep=scenario.checkpoint.keep,
     )
-    return execute(job, engine, folder, progress, observers)
 
 
 @one_thread()
@@ -112,24 +118,23 @@ def execute(
     *,
     resumed: bool = False,
 ) -> Result:
-    """Do what is left of a run: all of a new one, or what comes after the last sound checkpoint."""
+    """Do what is left of a run in its folder: all of a new one, or what comes after the last sound checkpoint."""
     scenario, interrupts = job.scenario, Interrupts()
-    with folder:
-        work = Work(job)
-        clients, start = job.federation.clients, work.initial
-        restored = folder.restore(work.layout, clients, start, progress.note) if resumed else None
-        progress.begin(scenario.title, heading(work, engine.description), notes(work), scenario.rounds)
-        progress.phase("installing the job on the workers")
-        grid = engine.grid(job, ClientStates(clients, folder.checkpoints))
-        watch = Watch.of(scenario, work.problem, job.federation)
-        with Run(work, grid, folder, watch, interrupts, progress, observers) as running:
-            stop = running.restore(restored) if restored is not None else None
-            with interrupts.listening(progress.note):
-                while stop is None and running.done < scenario.rounds:
-                    stop = running.round(running.done + 1)
-                    if interrupts.asked and stop is None and running.resumable == running.done < scenario.rounds:
-                        raise KeyboardInterrupt
-            result = running.finish(stop)
+    work = Work(job)
+    clients, start = job.federation.clients, work.initial
+    restored = folder.restore(work.layout, clients, start, progress.note) if resumed else None
+    progress.begin(scenario.title, heading(work, engine.description), notes(work), scenario.rounds)
+    progress.phase("installing the job on the workers")
+    grid = engine.grid(job, ClientStates(clients, folder.checkpoints))
+    watch = Watch.of(scenario, work.problem, job.federation)
+    with Run(work, grid, folder, watch, interrupts, progress, observers) as running:
+        stop = running.restore(restored) if restored is not None else None
+        with interrupts.listening(progress.note):
+            while stop is None and running.done < scenario.rounds:
+                stop = running.round(running.done + 1)
+                if interrupts.asked and stop is None and running.resumable == running.done < scenario.rounds:
+                    raise KeyboardInterrupt
+        result = running.finish(stop)
     for observer in observers:
         observer.run_finished(result)
     if stop is not None and stop.failed:
@@ -189,8 +194,11 @@ class Run:
         self.done = self.resumable = restored.round
         stop = None
         for row, metrics in restored.history:
+            clients = restored.clients if row.number == self.done else ()
             self._watch.spent += row.seconds
-            stop = self._watch.after(row.number, metrics)
+            stop = self._watch.after(row.number, metrics, clients)
+        if self.best.round != self._watch.best_round:  # another one stands for a model that is lost
+            self._watch.best_round, self._watch.best_value = self.best.round, math.nan
         self._started -= self._watch.spent
         self._progress.note(f"resumed after round {restored.round}")
         return stop
@@ -259,8 +267,8 @@ class Run:
         self._commits.close()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             path, kept = self._folder.path, self._folder.committed
-            advice = f"; go on with: fedsim resume {path}" if kept else ""
-            raise Interrupted(f"interrupted; {path} keeps {kept} committed rounds{advice}") from None
+            advice = f"go on with: fedsim resume {self._folder.whole}"
+            raise Interrupted(f"interrupted; {path} keeps {kept} committed rounds; {advice}") from None
 
     def _spent_budget(self, number: int) -> Stop | None:
         """A reason not to run the round whose cohort has just been sampled."""

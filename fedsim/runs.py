@@ -27,9 +27,11 @@ from fedsim.checkpoints import Snapshot
 from fedsim.errors import RunFolderError, one_line
 from fedsim.parameters import Layout, Weights, fingerprint
 from fedsim.reading import Records, RoundRow
-from fedsim.records import Account, CheckpointFiles, Event, RoundRecord, StateRow
+from fedsim.records import Account, CheckpointFiles, ClientRow, Event, RoundRecord, StateRow
 from fedsim.states import STATES, Kept, named_states, states_file
 
+WITHOUT_PRIVACY = "without-privacy"
+"""Where in a run's folder the folder of the same run without privacy is."""
 _LONGEST_SLUG = 80  # a file system allows 255 bytes for the whole name
 
 
@@ -49,6 +51,7 @@ class Restored(NamedTuple):
         best: the best round so far.
         places: where clients' states are.
         history: every round so far with its metrics.
+        clients: the recorded rows of its last round.
     """
 
     round: int
@@ -56,6 +59,7 @@ class Restored(NamedTuple):
     best: Best
     places: Sequence[StateRow]
     history: Sequence[tuple[RoundRow, Mapping[str, float]]]
+    clients: Sequence[ClientRow]
 
 
 class Checkpoint(NamedTuple):
@@ -174,7 +178,7 @@ class RunFolder:
             RunFolderError: the disk is full or the folder has gone.
         """
         number = record.number
-        with _writing(self.path, f"make room, then go on with: fedsim resume {self.path}"):
+        with _writing(self.path, f"make room, then go on with: fedsim resume {self.whole}"):
             files, rows = None, [StateRow(client, number, kept.round) for client, kept in (states or {}).items()]
             if states is not None:
                 files = self._write_checkpoint(record, layout, snapshot, states)
@@ -211,6 +215,11 @@ class RunFolder:
         return best
 
     @property
+    def whole(self) -> Path:
+        """The folder that `fedsim resume` takes: this one, or that of the private run beside which this one is."""
+        return self.path.parent if self.path.name == WITHOUT_PRIVACY else self.path
+
+    @property
     def checkpoints(self) -> Path:
         """Where checkpoints and clients' states lie."""
         return self.path / "checkpoints"
@@ -233,7 +242,8 @@ class RunFolder:
             tell: is told what was damaged.
 
         Raises:
-            RunFolderError: a sound checkpoint does not fit the model, or the folder cannot be read or written.
+            RunFolderError: no checkpoint that was written is sound, one does not fit the model, or the folder cannot
+                be read or written. Nothing is forgotten then.
         """
         warnings: list[str] = []
         with reading(self.path):
@@ -241,6 +251,7 @@ class RunFolder:
         for warning in warnings:
             tell(warning)
         with reading(self.path), _writing(self.path, "make room"):
+            self.checkpoints.mkdir(exist_ok=True)
             records.rewind(self._database, found.round if found is not None else 0)
             self._remove_old_checkpoints()
             self.note(Event("resumed", f"from round {found.round if found is not None else 0}"))
@@ -256,16 +267,16 @@ class RunFolder:
                 tensors = checkpoints.load(file, digest)
                 self._check_states({place.checkpoint for place in places})
             except RunFolderError as damage:
-                warnings.append(f"{damage}; the checkpoint before it is used")
+                warnings.append(f"{damage}; going back further")
                 continue
             snapshot = checkpoints.snapshot_of(tensors, layout, clients, file, initial.vector.dtype)
             if snapshot.accepted[self._first_later(number)].any():
                 warnings.append(f"{file}: clients' states that belong to it are no longer kept")
                 continue
             best = self._restored_best(number, layout, snapshot, initial, warnings)
-            return Restored(number, snapshot, best, places, self._history(number))
+            return Restored(number, snapshot, best, places, *self._history(number))
         if warnings:
-            warnings.append("no checkpoint is sound; the run starts again from round 1")
+            raise RunFolderError(f"no checkpoint is sound ({warnings[-1]}); restore {self.checkpoints}, or begin anew")
         return None
 
     def write_scenario(self, text: str) -> None:
@@ -296,15 +307,16 @@ class RunFolder:
         query = "SELECT number FROM rounds WHERE checkpoint IS NOT NULL ORDER BY number DESC LIMIT ?"
         return [number for (number,) in self._database.execute(query, (self.keep,))]
 
-    def _history(self, last: int) -> list[tuple[RoundRow, Mapping[str, float]]]:
+    def _history(self, last: int) -> tuple[list[tuple[RoundRow, Mapping[str, float]]], list[ClientRow]]:
         with closing(Records(self.path / "run.db")) as read:
             series = read.metrics()
             rounds = [row._replace(seconds=float(row.seconds)) for row in read.rounds() if row.number <= last]
+            clients = read.clients(round=last)
         metrics: dict[int, dict[str, float]] = {}
         for name, values in series.items():
             for number, value in values.items():
                 metrics.setdefault(number, {})[name] = float(value)
-        return [(row, metrics.get(row.number, {})) for row in rounds]
+        return [(row, metrics.get(row.number, {})) for row in rounds], clients
 
     def _check_states(self, made: set[int]) -> None:
         for number in sorted(made):
@@ -362,7 +374,7 @@ class RunFolder:
             RunFolderError: the disk is full or the folder has gone.
         """
         folder, fixed = self.path / "model", constants or {}
-        with _writing(self.path, f"make room, then go on with: fedsim resume {self.path}"):
+        with _writing(self.path, f"make room, then go on with: fedsim resume {self.whole}"):
             checkpoints.save_model(folder / "last.safetensors", layout, last, fixed, {"round": str(self.committed)})
             checkpoints.save_model(folder / "best.safetensors", layout, best.weights, fixed, {"round": str(best.round)})
             checkpoints.write(folder / "model.json", _json_file(card))

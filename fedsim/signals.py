@@ -115,13 +115,20 @@ def time_limit(seconds: float | None, what: str) -> Iterator[None]:
         yield
         return
 
+    running = True
+
     def ring(number: int, frame: FrameType | None) -> None:
-        raise ClientError(f"took longer than {what} = {seconds:g} s")
+        if running:
+            raise ClientError(f"took longer than {what} = {seconds:g} s")
 
     usual = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again every second, for code that catches all it can
     try:
-        yield
-    finally:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again every second, for code that catches all it can
+            yield
+        finally:
+            running = False
+    finally:  # also when it rings just as the block ends
+        running = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, usual)

@@ -103,7 +103,8 @@ class Running:
         deadline = time.monotonic() + PATIENCE
         while not event():
             assert self.process.poll() is None, self.process.communicate()[1]
-            assert time.monotonic() < deadline, self.offspring()
+            there = [command[:60].strip() for command in self.offspring().values()]
+            assert time.monotonic() < deadline, f"{committed(self.out)} rounds, and {there}"
             time.sleep(0.05)
 
     def press(self, key: signal.Signals) -> None:

@@ -15,11 +15,21 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedsim.data.federation import Federation
+from fedsim.errors import FedsimError
 from fedsim.flower import chunk_program
-from fedsim.grid import WORKER_LOST, Chunk, ChunkProgram, ChunkResult, SimulatedGrid, failure, with_content
+from fedsim.grid import (
+    WORKER_LOST,
+    Chunk,
+    ChunkProgram,
+    ChunkResult,
+    SimulatedGrid,
+    client_number,
+    failure,
+    with_content,
+)
 from fedsim.job import Job
 from fedsim.signals import deferred
 from fedsim.states import ClientStates, State
@@ -227,7 +237,9 @@ class Dispatch:
         records: Mapping[str, "ray.ObjectRef[Any]"],
         client_timeout: float | None,
     ) -> None:
-        self._engine, self._install, self._chunks, self._parcels = engine, install, chunks, parcels
+        self._engine, self._install = engine, install
+        self._asked, self._chunks, self._parcels = len(chunks), list(chunks), list(parcels)
+        self._parts: dict[int, range] = {}
         self._records, self._client_timeout = records, client_timeout
         self._waiting = deque(sorted(range(len(chunks)), key=lambda number: -len(chunks[number].messages)))
         self._held: list[dict[Any, list[int]]] = [{} for _ in engine.actors]
@@ -244,7 +256,14 @@ class Dispatch:
             for ref in done:
                 self._take_back(ref)
             self._end_stuck()
-        return [self._done[number] for number in range(len(self._chunks))]
+        return [self._result(number) for number in range(self._asked)]
+
+    def _result(self, number: int) -> ChunkResult:
+        if number not in self._parts:
+            return self._done[number]
+        parts = [self._done[part] for part in self._parts[number]]
+        states = {client: state for part in parts for client, state in part.states.items()}
+        return ChunkResult([reply for part in parts for reply in part.replies], states)
 
     def _take_back(self, ref: Any) -> None:
         worker = next(worker for worker, held in enumerate(self._held) if ref in held)
@@ -296,19 +315,32 @@ class Dispatch:
         return self._engine.actors[worker].run.remote(parcels, names, *(self._records[name] for name in names))
 
     def _replace(self, worker: int, reason: str) -> None:
-        """Start a worker in the place of one that died; a chunk that was alone when it did so several times is lost."""
+        """Start a worker in the place of one that died, and do again what it held."""
         calls = list(self._held[worker].values())
         self._held[worker].clear()
         self._engine.actors[worker] = actor = self._engine.start_worker()
         self._knows[worker] = False
-        ray.get(self._install(actor))
+        try:
+            ray.get(self._install(actor))
+        except ray.exceptions.RayActorError as error:
+            raise FedsimError(f"a worker died, and so did the one in its place: {_shortened(error)}") from error
         for number in calls[0]:
             self._attempts[number] += 1
-        first = calls[0][0]
-        if len(calls[0]) == 1 and self._attempts[first] >= ATTEMPTS:
-            self._done[first] = _lost(self._chunks[first], reason)
-            calls = calls[1:]
+        if len(calls[0]) == 1 and self._attempts[calls[0][0]] >= ATTEMPTS:
+            self._give_up(calls.pop(0)[0], reason)
         self._waiting.extendleft(reversed([number for call in calls for number in call]))
+
+    def _give_up(self, number: int, reason: str) -> None:
+        """Of a chunk that has ended several workers try each client alone; a client that does so by itself is lost."""
+        chunk = self._chunks[number]
+        if len(chunk.messages) == 1:
+            self._done[number] = _lost(chunk, reason)
+            return
+        self._parts[number] = range(len(self._chunks), len(self._chunks) + len(chunk.messages))
+        self._waiting.extendleft(self._parts[number])
+        self._chunks += [Chunk([message], {}) for message in chunk.messages]
+        self._parcels += [_alone(self._parcels[number], place) for place in range(len(chunk.messages))]
+        self._attempts += [ATTEMPTS - 1] * len(chunk.messages)
 
 
 def _start_ray(workers: int) -> None:
@@ -326,11 +358,28 @@ def _start_ray(workers: int) -> None:
     except KeyboardInterrupt:
         ray.shutdown()
         raise
+    # Long lines about workers that died, and are replaced: they would stand in what --json prints. There is no
+    # public switch for them, and where this one is gone they are back.
+    ray._private.worker._worker_logs_enabled = False
 
 
 def _lost(chunk: Chunk, reason: str) -> ChunkResult:
-    text = f"the worker died {ATTEMPTS} times while it ran this client's chunk: {' '.join(reason.split())[:200]}"
+    text = f"the worker died {ATTEMPTS} times while it ran this client's chunk: {_shortened(reason)}"
     return ChunkResult([failure(message, WORKER_LOST, text) for message in chunk.messages], {})
+
+
+def _shortened(reason: object) -> str:
+    return " ".join(str(reason).split())[:200]
+
+
+def _alone(parcel: Parcel, place: int) -> Parcel:
+    """One client of a parcel; instead of a sum it gives its update, and the driver folds as the worker would have."""
+    message = parcel.messages[place]
+    content, config = RecordDict(dict(message.content)), message.content.get("config")
+    if isinstance(config, ConfigRecord) and config.get("reply") == "sum":
+        content["config"] = ConfigRecord({**config, "reply": "update"})
+    states = {client: state for client, state in parcel.states.items() if client == client_number(message)}
+    return Parcel([with_content(message, content)], [parcel.records[place]], states)
 
 
 def _taken_out(reply: Message) -> dict[str, dict[str, Flat]]:

@@ -1,6 +1,7 @@
 """One scenario, one result to the bit: on any engine, with any number of workers, in any order, after a kill."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from fedsim.engine import Engine
 from fedsim.engine.inline import InlineEngine, InlineGrid
 from fedsim.grid import Chunk, ChunkResult, SimulatedGrid
 from fedsim.job import Job
+from fedsim.runs import open_run
 from fedsim.states import ClientStates
 from tests import small
 
@@ -129,6 +131,39 @@ def test_a_worker_killed_in_mid_round_changes_nothing(tmp_path: Path, ray_engine
     killed = small.run(job, tmp_path / "killed", ray_engine)
     assert grave.exists()
     assert killed.fingerprint == fingerprint(job)
+
+
+DEADLY = """
+import os
+from torch import nn
+
+class Deadly(nn.Module):
+    def __init__(self, shape: tuple[int, ...], classes: int, kills: bool):
+        super().__init__()
+        self.kills, self.layer = kills, nn.Linear(3, classes)
+
+    def forward(self, x):
+        if self.training and x[0, 2] > 0:
+            if self.kills:
+                os._exit(1)
+            raise RuntimeError("odd")
+        return self.layer(x)
+"""
+
+
+def test_a_client_that_kills_every_worker_is_lost_alone(tmp_path: Path, ray_engine: "RayEngine") -> None:
+    """The others of its chunk count as if it had only failed: the same bits."""
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    fingerprints = []
+    for kills, engine in ((True, ray_engine), (False, InlineEngine())):
+        model = {"name": "deadly.py:Deadly", "kills": kills}
+        changes = {**small.POINTS, "rounds": 1, "model": model, "evaluate.clients_every": 0}
+        job = small.job(changes, tmp_path, data=small.points(1.0, clients=40, rows=10))
+        result = small.run(job, tmp_path / str(kills), engine)
+        fingerprints.append(result.fingerprint)
+        with closing(open_run(result.folder)) as records:
+            assert [row.client for row in records.clients() if row.status == "failed"] == [small.ODD]
+    assert fingerprints[0] == fingerprints[1]
 
 
 class Struck:
