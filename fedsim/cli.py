@@ -35,6 +35,9 @@ class Command(TyperCommand):
                 notes = getattr(hints.get(str(parameter.name)), "__metadata__", ())
                 parameter.help = next((note.help for note in notes if isinstance(note, ArgumentInfo)), None)
 
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Nothing: Click 8.5 would write them a second time."""
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write arguments and options; without the escapes that typer puts in for rich, which is not used."""
         records = [(each, each.get_help_record(ctx)) for each in self.get_params(ctx)]
@@ -73,7 +76,7 @@ def run(
 ) -> None:
     """Run a scenario.
 
-    Example: fedsim run quickstart --set seed=2 --engine inline
+    Example: fedsim run quickstart --set seed=2 --out runs/first
     """
     from fedsim import planning, rounds
     from fedsim.progress import Lines
@@ -104,10 +107,10 @@ def resume(
 ) -> None:
     """Go on with a run from its last checkpoint, to the bits of one that was never interrupted.
 
-    Only keys of engine, checkpoint, records and stop may be set anew. --rounds is refused where the noise of
-    privacy was solved for the rounds.
+    Only keys of engine, checkpoint, records and stop may be set anew. --rounds is refused where the noise was solved
+    for the rounds: a private run to be extended gives noise_multiplier and max_participations.
 
-    Example: fedsim resume runs/plain --rounds 90
+    Example: fedsim resume runs/first
     """
     from fedsim import resuming
     from fedsim.progress import Lines

@@ -96,16 +96,16 @@ class AlgorithmStrategy(Strategy):
 
     def restore(self, round: int, snapshot: Snapshot) -> None:
         """Go on as after a round whose snapshot this is."""
-        own = {"shared": dict(self.server.shared), "state": dict(self.server.state)}
-        for name in snapshot.vectors:
+        own: dict[str, dict[str, Tensor]] = {"shared": {}, "state": {}}
+        kinds = {name: _kind(tensor) for name, tensor in self.vectors.items()}
+        found = {name: _kind(tensor) for name, tensor in snapshot.vectors.items()}
+        if odd := sorted(name for name in kinds.keys() | found.keys() if kinds.get(name) != found.get(name)):
+            has, wants = (table.get(odd[0], "absent") for table in (found, kinds))
+            text = f"the checkpoint of round {round} does not fit {self.algorithm.name}: {odd[0]} is {has}, not {wants}"
+            raise RunFolderError(text)
+        for name, tensor in snapshot.vectors.items():
             table, _, key = name.partition("/")
-            if key not in own.get(table, {}):
-                raise RunFolderError(
-                    f"the checkpoint of round {round} has {name}, which {self.algorithm.name} does not"
-                )
-            own[table][key] = snapshot.vectors[name]
-        if absent := [name for name in self.vectors if name not in snapshot.vectors]:
-            raise RunFolderError(f"the checkpoint of round {round} lacks {absent[0]} of {self.algorithm.name}")
+            own[table][key] = tensor
         self.server = Server(snapshot.weights.vector, own["shared"], own["state"], round)
         self.buffers = snapshot.weights.buffers
         self.participations, self._accepted = snapshot.participations.copy(), snapshot.accepted.copy()
@@ -249,6 +249,10 @@ class AlgorithmStrategy(Strategy):
         if absent := sorted(set(range(self._federation.clients)) - set(self._nodes)):
             raise ScenarioError(f"clients {', '.join(map(str, absent[:5]))} have no node; start one for each client")
         return self._nodes
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 class Answer(NamedTuple):

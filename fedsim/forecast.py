@@ -13,10 +13,12 @@ from fedsim.privacy.accountant import rounded_up
 from fedsim.privacy.batches import steps_of
 
 _MEASURED_STEPS = 20
-# What rows take in `run.db`: pages by table (SQLite's `dbstat`) over rows, after quickstart (60 rounds, with and without
-# privacy) and mnist-mlp (20 rounds); `benchmarks/commits.py` measures clients' rows by the million.
 CLIENT_ROW_BYTES, METRIC_ROW_BYTES, PRIVACY_ROW_BYTES, ROUND_ROW_BYTES, STATE_ROW_BYTES = 90, 58, 28, 280, 30
-"""A metric's besides its short name."""
+"""Of rows of `run.db`, a metric's besides its short name: pages by table (SQLite's `dbstat`) over rows.
+
+From quickstart (60 rounds, with and without privacy) and mnist-mlp (20 rounds); states' by their columns.
+`benchmarks/commits.py` measures clients' rows by the million.
+"""
 EMPTY_BYTES = 66_000
 """Of a run without rows: tables' first pages, folders, scenario, environment and model card; measured likewise."""
 SUMMARY_BYTES = 250
@@ -97,7 +99,8 @@ def _seconds(work: Work, cohort: float, workers: int) -> float:
 
 def _own_rows(work: Work) -> np.ndarray:
     """[K] clients' own validation rows."""
-    return work.federation.validation_ends - work.federation.train_ends
+    rows: np.ndarray = work.federation.validation_ends - work.federation.train_ends
+    return rows
 
 
 def _evaluated(work: Work) -> float:

@@ -75,9 +75,9 @@ def resume(
     _check_rounds(path, scenario, done)
     unchanged = scenario.to_toml() == scenarios.parse(stored_scenario(path), scenario.folder, "before").to_toml()
     if unchanged and summary.get("status") == "done" and _plain_finished(scenario, plain_path):
-        early = f" early: {summary['stop']['reason']}" if summary.get("stop") else ""
+        early = f" early ({summary['stop']['reason']}); change that rule by --set" if summary.get("stop") else ""
         more = f"fedsim resume {path} --rounds {2 * scenario.rounds}"
-        raise ScenarioError(f"{path} has ended{early}; change its stop rule by --set, or extend it: {more}")
+        raise ScenarioError(f"{path} has finished{early}; for more rounds: {more}")
     progress.phase("loading the data")
     job, plain_job = restored_jobs(path, scenario, model, data, data_dir)
     with _reopened(path, job) as folder:

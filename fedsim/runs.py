@@ -267,7 +267,7 @@ class RunFolder:
                 tensors = checkpoints.load(file, digest)
                 self._check_states({place.checkpoint for place in places})
             except RunFolderError as damage:
-                warnings.append(f"{damage}; going back further")
+                warnings.append(f"{damage}; the checkpoint before it is used")
                 continue
             snapshot = checkpoints.snapshot_of(tensors, layout, clients, file, initial.vector.dtype)
             if snapshot.accepted[self._first_later(number)].any():

@@ -156,6 +156,7 @@ def test_a_mistake_costs_one_line(settings: tuple[str, ...], hint: str, fedsim: 
         (("run", "small.toml", "--engine", "rey"), "engine.kind"),
         (("run", "small.toml", "--dry-run", "--set", "rounds=0"), "rounds"),
         (("list", "strategie"), "Did you mean strategies?"),
+        (("list", "foo"), "Known: data, models, partitions, runs, scenarios, strategies."),
         (("run", "small.toml", "--dry-run", "--set", "stop.metric=accuracy"), "Did you mean global/"),
         (("run", "small.toml", "--fast-check", "--out", "mine"), "give one of --dry-run, --fast-check and --out"),
         (("run", "small.toml", "--dry-run", "--out", "mine"), "give one of --dry-run, --fast-check and --out"),
@@ -185,13 +186,19 @@ def test_an_unknown_option_shows_the_usage(fedsim: Command) -> None:
     assert "--rounds" in err
 
 
-def test_every_command_helps_with_an_example(fedsim: Command) -> None:
+def test_every_command_helps_with_its_arguments_and_an_example(fedsim: Command) -> None:
     listed = re.findall(r"^  (\w+)  ", fedsim("--help").out.partition("Commands:")[2], flags=re.MULTILINE)
     assert {"run", "list", "partition", "doctor", "new"} <= set(listed)
     for name in listed:
         status, out, _ = fedsim(name, "--help")
         assert status == 0
         assert f"Example: fedsim {name}" in out
+        assert max(map(len, out.splitlines())) <= 80
+        assert "\\[" not in out
+        usage = re.findall(r"[A-Z]+", out.partition("\n")[0].partition("[OPTIONS]")[2])
+        section = out.partition("Arguments:\n")[2].partition("\n\n")[0]
+        assert re.findall(r"^  \[?([A-Z]+)\]?  +[a-z]", section, flags=re.MULTILINE) == usage, out
+        assert out.count("rguments:\n") == bool(usage)
 
 
 def test_a_run_prints_its_rounds_and_where_it_lies(fedsim: Command, tmp_path: Path) -> None:
@@ -251,6 +258,7 @@ def test_a_dry_run_writes_nothing(private: bool, fedsim: Command, tmp_path: Path
     assert status == 0
     assert {"clients", "cohort", "parameters", "bytes_down", "memory", "disk", "seconds"} <= set(out.split())
     assert ("epsilon" in out) == private
+    assert max(map(len, out.splitlines())) <= 80
     assert json.loads(fedsim("run", "small.toml", "--dry-run", "--json").out)["clients"] == 5
     assert everything(tmp_path) == before
 

@@ -148,19 +148,20 @@ def test_after_a_rewind_nothing_came_later(last: int, back: int, finished: bool)
 
 
 def test_accounts_are_right_when_a_finished_run_goes_on(path: Path, database: records.Writer) -> None:
-    """Its final accounts lie at the last round. They stay until later rounds, and the new end, say otherwise."""
+    """Its final accounts lie after the last round, where the run that goes on forgets them, and why it had ended."""
     for number in (1, 2):
         ledger = [LedgerRow(0, number, None), LedgerRow(4, 1, None)][:number]
         records.insert_round(database, record(number), None, best=False, ledger=ledger)
-    records.insert_summary(database, {}, ledger=[(0, 2, 0.7), (4, 1, 0.5)], events=[Event("time", "over")])
+    records.insert_event(database, Event("resumed", "after round 1"))
+    records.insert_summary(database, {}, ledger=[(0, 3, 0.7), (4, 1, 0.5)], events=[Event("time", "over")])
     with closing(Records(path)) as read:
+        assert read.privacy() == [(0, 3, 0.7), (4, 1, 0.5)]
+        assert read.privacy(round=2) == [(0, 2, None), (4, 1, None)]
         records.rewind(database, 2)
-        assert read.privacy() == [(0, 2, 0.7), (4, 1, 0.5)]
+        assert read.privacy() == [(0, 2, None), (4, 1, None)]
         assert read.summary() == {}
-        assert read.events() == [EventRow(2, "time", "over")]
+        assert read.events() == [EventRow(2, "resumed", "after round 1")]
         records.insert_round(database, record(3), None, best=False, ledger=[(0, 3, None), (9, 1, None)])
-        assert read.privacy() == [(0, 3, None), (4, 1, 0.5), (9, 1, None)]
-        assert read.privacy(round=2) == [(0, 2, 0.7), (4, 1, 0.5)]
         records.insert_summary(database, {"rounds": 3}, ledger=[(0, 3, 0.9), (4, 1, 0.5), (9, 1, 0.4)], events=[])
         assert read.privacy() == [(0, 3, 0.9), (4, 1, 0.5), (9, 1, 0.4)]
         records.rewind(database, 1)

@@ -34,7 +34,7 @@ from fedsim.states import StateFiles
 from tests import small
 from tests.test_interrupt import MARK, left_behind
 
-PRELOADED = ("fedsim.engine.inline", "fedsim.privacy.example", "scipy.stats", "sklearn.datasets")
+PRELOADED = ("fedsim.engine.inline", "fedsim.privacy.example", "scipy.stats", "sklearn.datasets", "torch._dynamo")
 """What a run imports late, beside what this file imports."""
 ON_RAY = ("written", "recorded", "between rounds", "removed", "recording")
 """Where runs on Ray are killed, one after the other."""
@@ -98,8 +98,9 @@ SCENARIOS: dict[str, small.Changes] = {
 }
 
 POINTS = (
-    "written",  # a file's content, under a temporary name
-    "synced",  # that file
+    "half written",  # a file's content, under a temporary name
+    "written",  # all of it
+    "synced",  # to the disk
     "renamed",  # to its name
     "states written",  # and not yet the checkpoint that they belong to
     "unrecorded",  # all files are there, and no row
@@ -128,6 +129,7 @@ class Life(NamedTuple):
     kill: Kill | None
     engine: str = "inline"
     mark: str = ""
+    setting: str = ""
 
 
 # In the processes that are killed
@@ -163,7 +165,7 @@ def live(life: Life) -> None:
         if life.kill is not None:
             arm(life.kill)
         if life.scenario is None:
-            resume(life.out, settings=[f"engine.kind={life.engine}"])
+            resume(life.out, settings=[f"engine.kind={life.engine}", *filter(None, [life.setting])])
         else:
             changes = {**SCENARIOS[life.scenario], "engine": {"kind": life.engine, "workers": 2}}
             run_scenario(small.scenario(changes, life.out.parent), out=life.out)
@@ -177,11 +179,13 @@ def arm(kill: Kill) -> None:
     """Have this process kill itself, from around the functions that a commit calls."""
     commits, passes = 0, 0
 
-    def reached(point: str) -> None:
+    def reached(point: str, file: Path | None = None) -> None:
         nonlocal passes
         if point == kill.point and commits >= kill.commits:
             passes += 1
             if passes > kill.passes:
+                if file is not None:
+                    os.truncate(file, file.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def committed() -> None:
@@ -199,6 +203,8 @@ def arm(kill: Kill) -> None:
     def at_file(point: str) -> Callable[[int], None]:
         return lambda file: reached(point) if regular(file) else None
 
+    around(checkpoints, "save_file", after=lambda tensors, file, *_: reached("half written", file))
+    around(Path, "write_bytes", after=lambda file, *_: reached("half written", file))
     around(os, "fsync", at_file("written"), at_file("synced"))
     around(Path, "replace", after=lambda *_: reached("renamed"))
     around(Path, "unlink", after=lambda *_, **__: reached("removed"))
@@ -406,6 +412,19 @@ def test_a_killed_run_goes_on_to_the_same_end(
 def test_however_often_it_is_killed(name: str, server: Server, wholes: Callable[[str], Whole], tmp_path: Path) -> None:
     """Together with those above and below more than 200."""
     assert check_kills(server, name, wholes(name), tmp_path, wanted=34, seed=2) >= 34
+
+
+def test_a_kill_leaves_the_scenario_as_it_was_or_as_it_is_to_be(
+    server: Server, wholes: Callable[[str], Whole], tmp_path: Path
+) -> None:
+    """What a run is resumed with is written over what it began with; half of it would be the end of the run."""
+    out, whole = place(tmp_path), wholes("fedadam")
+    killer = Killer(server, "fedadam", whole, seed=4)
+    killer.kill_until_hit(out, "recorded")
+    for point in ("half written", "written", "synced", "renamed"):
+        assert killer.hit(Life(out, None, Kill(point, 0, 0), setting=f"stop.max_seconds={len(point)}000"))
+    assert server.live(Life(out, None, None)) == 0
+    check_same(out, whole)
 
 
 def test_the_scenarios_do_what_they_are_for(wholes: Callable[[str], Whole]) -> None:
