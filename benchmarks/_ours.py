@@ -9,7 +9,7 @@ from _workload import BATCH, CLIENTS, LEARNING_RATE, NETS, arguments, images, re
 
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.rounds import run
-from fedsim.runs import open_run
+from fedsim.stored import open_run
 
 WORKERS = 2
 HERE = Path(__file__).parent

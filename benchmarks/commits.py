@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 from _ours import corpus, scenario
 
+from fedsim.background import InOrder
 from fedsim.records import ClientRow, RoundRecord, connect, create_tables, insert_round
 from fedsim.rounds import Run, run
-from fedsim.runs import InOrder, RunFolder
+from fedsim.runs import RunFolder
 
 LAYOUT = ("checkpoint every round", "none until the end")
 

@@ -23,7 +23,7 @@ from fedsim.progress import WIDTH, Progress, Silent
 from fedsim.reading import Records, RoundRow
 from fedsim.records import ClientRow
 from fedsim.replay import done_again
-from fedsim.runs import kept_checkpoints, open_run
+from fedsim.stored import kept_checkpoints, open_run
 
 SHOWN_FAILURES = 10
 

@@ -25,8 +25,8 @@ from fedsim.parameters import fingerprint, to_record
 from fedsim.progress import Progress
 from fedsim.reading import Records, RoundRow
 from fedsim.resuming import restored_jobs, stored
-from fedsim.runs import Checkpoint, kept_checkpoints, open_run, read_checkpoint
 from fedsim.states import ClientStates, State
+from fedsim.stored import Checkpoint, kept_checkpoints, open_run, read_checkpoint
 
 PATIENCE = 2.0
 """Seconds of running rounds again after which a person is told how long it will take."""

@@ -22,7 +22,7 @@ from fedsim.overview import figure
 from fedsim.past import Past, before, reopen
 from fedsim.progress import WIDTH, Progress, Silent
 from fedsim.records import ClientRow
-from fedsim.runs import open_run
+from fedsim.stored import open_run
 
 
 class Verdict(NamedTuple):

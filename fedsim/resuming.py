@@ -20,17 +20,10 @@ from fedsim.observers import Observer
 from fedsim.planning import jobs, provenance
 from fedsim.progress import Progress, Silent
 from fedsim.rounds import execute, run_job
-from fedsim.runs import (
-    WITHOUT_PRIVACY,
-    RunFolder,
-    open_run,
-    reading,
-    source_hashes,
-    stored_environment,
-    stored_scenario,
-)
+from fedsim.runs import WITHOUT_PRIVACY, RunFolder
 from fedsim.scenario import Scenario
 from fedsim.scenario_files import assignments, override
+from fedsim.stored import open_run, reading, source_hashes, stored_environment, stored_scenario
 from fedsim.summary import Result, with_price
 
 FREE = ("engine", "checkpoint", "records", "stop")

@@ -18,6 +18,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
+from fedsim.background import InOrder
 from fedsim.data.corpus import Folders
 from fedsim.data.federation import CentralPart, Part
 from fedsim.engine import Engine, start_engine
@@ -36,7 +37,7 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.progress import Progress, Silent
 from fedsim.records import Account, ClientRow, Event, RoundRecord, keep_rows
 from fedsim.replies import client_row, total_statistics
-from fedsim.runs import WITHOUT_PRIVACY, Best, InOrder, Restored, RunFolder, check_out
+from fedsim.runs import WITHOUT_PRIVACY, Best, Restored, RunFolder, check_out
 from fedsim.scenario import Scenario
 from fedsim.signals import Interrupts
 from fedsim.states import ClientStates

@@ -5,30 +5,27 @@ kill at any instant loses at most the round in progress.
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import sqlite3
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 from torch import Tensor
 
 from fedsim import checkpoints, records
 from fedsim.checkpoints import Snapshot
-from fedsim.errors import RunFolderError, one_line
+from fedsim.errors import RunFolderError
 from fedsim.parameters import Layout, Weights, fingerprint
 from fedsim.reading import Records, RoundRow
 from fedsim.records import Account, CheckpointFiles, ClientRow, Event, RoundRecord, StateRow
 from fedsim.states import STATES, Kept, named_states, states_file
+from fedsim.stored import reading, source_names
 
 WITHOUT_PRIVACY = "without-privacy"
 """Where in a run's folder the folder of the same run without privacy is."""
@@ -60,43 +57,6 @@ class Restored(NamedTuple):
     places: Sequence[StateRow]
     history: Sequence[tuple[RoundRow, Mapping[str, float]]]
     clients: Sequence[ClientRow]
-
-
-class Checkpoint(NamedTuple):
-    """A run as a checkpoint has it, for who does not write the folder.
-
-    Attributes:
-        round: the last that is done.
-        snapshot: what the next one depends on.
-        places: where clients' states are.
-    """
-
-    round: int
-    snapshot: Snapshot
-    places: Sequence[StateRow]
-
-
-class InOrder:
-    """Calls in a thread of their own, one after another: what must reach the disk while the next round trains."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "commit")
-        self._last: Future[None] | None = None
-
-    def start(self, call: Callable[[], None]) -> None:
-        """Begin a call when the one before has ended; raises what that one raised."""
-        self.wait()
-        self._last = self._thread.submit(call)
-
-    def wait(self) -> None:
-        """Wait for the last call; raises what it raised."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
-
-    def close(self) -> None:
-        """Let the last call end, however it does."""
-        self._thread.shutdown()
 
 
 class RunFolder:
@@ -413,42 +373,6 @@ class RunFolder:
                 file.unlink()
 
 
-def stored_scenario(path: Path) -> dict[str, Any]:
-    """The resolved scenario of a run, as tables.
-
-    Raises:
-        RunFolderError: not a run folder, or its scenario cannot be read.
-    """
-    try:
-        return tomllib.loads((path / "scenario.toml").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunFolderError(f"{path} is not a run folder: scenario.toml: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path / 'scenario.toml'} is damaged: {one_line(error)}") from error
-
-
-def stored_environment(path: Path) -> dict[str, Any]:
-    """What a run was made with.
-
-    Raises:
-        RunFolderError: it cannot be read.
-    """
-    try:
-        content = json.loads((path / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path / 'environment.json'} cannot be read: {' '.join(str(error).split())}") from error
-    kinds = {"packages": dict, "sources": dict, "scenario_folder": str}
-    sound = isinstance(content, dict) and all(isinstance(content.get(key, kind()), kind) for key, kind in kinds.items())
-    if not sound or "\0" in content.get("scenario_folder", ""):
-        raise RunFolderError(f"{path / 'environment.json'} is damaged: it does not say what it should")
-    return dict(content)
-
-
-def source_hashes(sources: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of the user's own files, by the names that a run folder gives them."""
-    return {name: hashlib.sha256(source.read_bytes()).hexdigest() for name, source in _names(sources).items()}
-
-
 def check_out(path: Path | None) -> None:
     """Refuse a run folder that is there already or cannot be there, before anything is trained."""
     if path is None:
@@ -456,52 +380,6 @@ def check_out(path: Path | None) -> None:
     with _writing(path.absolute()), suppress(FileNotFoundError):
         path.lstat()
         raise RunFolderError(f"run folder {path.absolute()} exists already; choose another with --out, or remove it")
-
-
-def open_run(path: Path) -> Records:
-    """The records of a run, read-only, also while it is still going on.
-
-    Raises:
-        RunFolderError: not a run folder, or one of another version.
-    """
-    if not (path / "run.db").is_file():
-        raise RunFolderError(f"{path} is not a run folder: it has no run.db")
-    return Records(path / "run.db")
-
-
-def kept_checkpoints(path: Path, records: Records) -> list[RoundRow]:
-    """Rounds whose checkpoint is there, newest first; while the run goes on one may go before it is read."""
-    folder = path / "checkpoints"
-    return [row for row in reversed(records.rounds()) if row.checkpoint and (folder / row.checkpoint).is_file()]
-
-
-def read_checkpoint(
-    path: Path, records: Records, row: RoundRow, layout: Layout, clients: int, *, stateful: bool
-) -> Checkpoint:
-    """A checkpoint that a run keeps.
-
-    Args:
-        path, records: of the run, which may be going on.
-        row: of `kept_checkpoints`.
-        layout: of the model.
-        clients: K.
-        stateful: whether every client that was ever accepted has a state, as the algorithm says.
-
-    Raises:
-        RunFolderError: it is damaged, or has gone, or a client's state that it needs; the best round's checkpoint
-            stays when the states beside it go.
-    """
-    folder, hashes = path / "checkpoints", {each.number: each.states_sha256 for each in records.rounds()}
-    file = folder / str(row.checkpoint)
-    snapshot = checkpoints.snapshot_of(checkpoints.load(file, row.checkpoint_sha256), layout, clients, file)
-    places = records.live_states(row.number)
-    there = {place.client: place.made for place in places}
-    for client in np.flatnonzero(snapshot.accepted).tolist() if stateful else ():
-        if there.get(client) != snapshot.accepted[client]:
-            raise RunFolderError(f"{file}: the state of client {client} that belongs to it is no longer kept")
-    for number in sorted({place.checkpoint for place in places}):
-        checkpoints.verify(folder / states_file(number), hashes.get(number))
-    return Checkpoint(row.number, snapshot, places)
 
 
 def _checkpoint_name(round: int) -> str:
@@ -520,21 +398,10 @@ def _default_path(slug: str) -> Path:
 def _fill(folder: Path, scenario_text: str, sources: Sequence[Path], environment: Mapping[str, Any]) -> None:
     for name in ("sources", "checkpoints", "model"):
         (folder / name).mkdir()
-    copied = {name: _copy(source, folder / "sources" / name) for name, source in _names(sources).items()}
+    copied = {name: _copy(source, folder / "sources" / name) for name, source in source_names(sources).items()}
     checkpoints.write(folder / "scenario.toml", scenario_text.encode())
     checkpoints.write(folder / "environment.json", _json_file({**environment, "sources": copied}))
     records.create_tables(folder / "run.db")
-
-
-def _names(sources: Sequence[Path]) -> dict[str, Path]:
-    """A name in `sources/` for every file: its own, with a number where two files share one."""
-    named: dict[str, Path] = {}
-    for source in dict.fromkeys(path.resolve() for path in sources):
-        name, count = source.name, 2
-        while name in named:
-            name, count = f"{source.stem}-{count}{source.suffix}", count + 1
-        named[name] = source
-    return named
 
 
 def _copy(source: Path, target: Path) -> str:
@@ -555,12 +422,3 @@ def _writing(path: Path, advice: str = "choose another with --out") -> Iterator[
     except (OSError, sqlite3.Error) as error:
         reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
         raise RunFolderError(f"run folder {path} cannot be written ({reason}); {advice}") from error
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what is read of records that are not what this program wrote into one line for the user."""
-    try:
-        yield
-    except (sqlite3.Error, TypeError, ValueError, OverflowError, LookupError) as error:
-        raise RunFolderError(f"{path / 'run.db'} cannot be read as the records of a run: {one_line(error)}") from error

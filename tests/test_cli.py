@@ -11,8 +11,8 @@ import pytest
 import tomli_w
 
 from fedsim import cli, registry
-from fedsim.runs import open_run
 from fedsim.scenario_files import shipped
+from fedsim.stored import open_run
 from tests import small
 
 

@@ -24,7 +24,7 @@ from fedsim.past import cohorts
 from fedsim.progress import WIDTH, Silent
 from fedsim.records import ClientRow, RoundRecord
 from fedsim.rounds import run_job
-from fedsim.runs import open_run
+from fedsim.stored import open_run
 from fedsim.summary import Result
 from tests import small
 from tests.test_cli import Command

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from fedsim.runs import open_run
 from fedsim.scenario_files import override
 from fedsim.signals import SIGNALS, Interrupts, deferred
+from fedsim.stored import open_run
 from tests import small
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")

@@ -25,7 +25,7 @@ from fedsim.progress import WIDTH, Silent
 from fedsim.records import ClientRow, RoundRecord
 from fedsim.replay import Replay, as_data, replay, replay_lines
 from fedsim.rounds import run_job
-from fedsim.runs import open_run
+from fedsim.stored import open_run
 from fedsim.summary import Result
 from tests import small
 from tests.test_cli import Command

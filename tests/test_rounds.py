@@ -20,7 +20,7 @@ from fedsim.progress import Silent
 from fedsim.reading import Records
 from fedsim.records import RoundRecord
 from fedsim.rounds import run_job
-from fedsim.runs import open_run
+from fedsim.stored import open_run
 from tests import small
 
 if TYPE_CHECKING:

@@ -21,14 +21,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fedsim.background import InOrder
 from fedsim.checkpoints import Snapshot, snapshot_of
 from fedsim.environment import environment
 from fedsim.errors import RunFolderError
 from fedsim.parameters import FlatModule, Layout, Weights, fingerprint, layout_of
 from fedsim.reading import EventRow
 from fedsim.records import Account, ClientRow, Event, LedgerRow, Phase, RoundRecord
-from fedsim.runs import Best, InOrder, RunFolder, check_out, open_run
+from fedsim.runs import Best, RunFolder, check_out
 from fedsim.states import Kept
+from fedsim.stored import open_run
 
 MADE = environment("digest", corpus="digits", data="digits", model="own:Net", scenario_folder=Path())
 FORK = multiprocessing.get_context("fork")

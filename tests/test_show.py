@@ -20,8 +20,9 @@ from fedsim.overview import run_lines, runs
 from fedsim.progress import WIDTH, Silent
 from fedsim.records import ClientRow, RoundRecord, connect, disconnect, insert_round
 from fedsim.rounds import run_job
-from fedsim.runs import RunFolder, open_run
+from fedsim.runs import RunFolder
 from fedsim.show import Shown, as_data, cause_of, show, show_lines
+from fedsim.stored import open_run
 from fedsim.summary import Result
 from fedsim.tags import set_tag
 from tests import small

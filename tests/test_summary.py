@@ -15,8 +15,8 @@ import fedsim
 from fedsim.local import Work
 from fedsim.parameters import Weights, fingerprint
 from fedsim.records import to_json
-from fedsim.runs import open_run
 from fedsim.stopping import Stop, Watch
+from fedsim.stored import open_run
 from fedsim.summary import Ending, Result, model_card, summarise, with_price
 from tests import small
 

@@ -11,8 +11,8 @@ import pytest
 from fedsim.engine import Engine
 from fedsim.engine.inline import InlineEngine
 from fedsim.errors import ClientError
-from fedsim.runs import open_run
 from fedsim.signals import time_limit
+from fedsim.stored import open_run
 from tests import small
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import tomli_w
 from fedsim.errors import RunFolderError
 from fedsim.reading import Records
 from fedsim.resuming import resume
-from fedsim.runs import open_run
+from fedsim.stored import open_run
 from tests import small
 from tests.laws.test_killed import contents
 

@@ -29,8 +29,9 @@ from fedsim.reading import Records
 from fedsim.resuming import resume
 from fedsim.rounds import Run
 from fedsim.rounds import run as run_scenario
-from fedsim.runs import RunFolder, open_run
+from fedsim.runs import RunFolder
 from fedsim.states import StateFiles
+from fedsim.stored import open_run
 from tests import small
 from tests.test_interrupt import MARK, left_behind
 
@@ -347,7 +348,8 @@ class Killer:
         self.server, self.name, self.whole = server, name, whole
         self.draw = random.Random(f"{name} {seed}")
         self.hits = 0
-        self.points = [point for point in POINTS if point != "states written" or "strategy" in SCENARIOS[name]]
+        stateful = SCENARIOS[name].get("strategy") == SCAFFOLD["strategy"]
+        self.points = [point for point in POINTS if point != "states written" or stateful]
         self.rounds = int(small.scenario(SCENARIOS[name], whole.out.parent).rounds)
 
     def kill_until_hit(self, out: Path, point: str | None) -> None:

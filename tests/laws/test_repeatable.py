@@ -14,8 +14,8 @@ from fedsim.engine import Engine
 from fedsim.engine.inline import InlineEngine, InlineGrid
 from fedsim.grid import Chunk, ChunkResult, SimulatedGrid
 from fedsim.job import Job
-from fedsim.runs import open_run
 from fedsim.states import ClientStates
+from fedsim.stored import open_run
 from tests import small
 
 if TYPE_CHECKING:

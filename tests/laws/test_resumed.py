@@ -27,8 +27,8 @@ from fedsim.errors import FedsimError, Interrupted, RunFolderError, ScenarioErro
 from fedsim.progress import Silent
 from fedsim.records import RoundRecord
 from fedsim.resuming import resume
-from fedsim.runs import open_run
 from fedsim.states import states_file
+from fedsim.stored import open_run
 from fedsim.summary import Result
 from tests import small
 from tests.laws.test_killed import ADAM, SCAFFOLD, contents, place

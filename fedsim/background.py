@@ -1,0 +1,27 @@
+"""Work in a thread of its own, one call after another."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+
+class InOrder:
+    """Calls in a thread of their own, one after another: what must reach the disk while the next round trains."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "commit")
+        self._last: Future[None] | None = None
+
+    def start(self, call: Callable[[], None]) -> None:
+        """Begin a call when the one before has ended; raises what that one raised."""
+        self.wait()
+        self._last = self._thread.submit(call)
+
+    def wait(self) -> None:
+        """Wait for the last call; raises what it raised."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """Let the last call end, however it does."""
+        self._thread.shutdown()
