@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def processor() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
+@cache
 def packages() -> dict[str, str]:
     """Version of every installed distribution, by name."""
     found = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}

@@ -37,6 +37,8 @@ from fedsim.states import ClientStates, State
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # a history of calls, for the absent dashboard
+# On one machine nobody restarts Ray's store of facts: what waits for it once the driver was killed waits in vain.
+os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
 # Ray would run workers at nice 15, and whatever else the machine does would slow them down several times.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # What a worker frees it soon needs again: it keeps its memory instead of asking the system anew for every client.
