@@ -13,6 +13,7 @@ from types import FrameType
 from fedsim.errors import ClientError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_early: list[int] = []  # signals that came before the rounds, of this process
 
 
 class Interrupts:
@@ -41,6 +42,8 @@ class Interrupts:
                 tell("finishing the round in progress; interrupt again to stop at once")
 
         with counted() as came, signals_to(interrupt):
+            if _early:
+                raise KeyboardInterrupt
             yield
 
 
@@ -96,12 +99,17 @@ def deferred() -> Iterator[None]:
 
 
 def terminate_as_interrupt() -> None:
-    """Let SIGTERM do what Ctrl-C does, for a command that has not yet begun its rounds."""
+    """Let both signals raise KeyboardInterrupt, for a command that has not yet begun its rounds.
+
+    A library may swallow it (in a callback, say); then it is raised again where the rounds begin.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        _early.append(number)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
 
 
 @contextmanager
