@@ -19,7 +19,7 @@ from fedsim.job import CorpusSource, ModelSource
 from fedsim.overview import HEADLINES, figure
 from fedsim.past import Past, check_client, checkpoint_at, cohorts, ranges, reopen
 from fedsim.privacy.accountant import rounded_up
-from fedsim.progress import WIDTH, Progress, Silent
+from fedsim.progress import WIDTH, Progress, Silent, wrapped
 from fedsim.reading import Records, RoundRow
 from fedsim.records import ClientRow
 from fedsim.replay import done_again
@@ -150,10 +150,10 @@ def draw(client: Client, path: Path) -> None:
 def client_lines(client: Client) -> list[str]:
     """For people, at most 80 columns."""
     name = f" ({client.name})" if client.name != str(client.number) else ""
-    head = _wrapped(f"client {client.number}{name} of {client.folder}")
+    head = wrapped(f"client {client.number}{name} of {client.folder}")
     took_part = ranges("round", client.rounds) if client.rounds else "no round so far"
     parts = [
-        [*head, *_wrapped(f"took part in {took_part}", 2), *_epsilon_lines(client)],
+        [*head, *wrapped(f"took part in {took_part}", 2), *_epsilon_lines(client)],
         ["rows: " + ", ".join(f"{count} {part}" for part, count in client.rows.items()), *_label_lines(client.labels)],
         example_lines(client.federation, client.examples),
         _history_lines(client),
@@ -289,7 +289,7 @@ def _history_lines(client: Client) -> list[str]:
     for part in client.history:
         cells = (_cell(part, column).rjust(_WIDTHS.get(column, 10)) for column in columns)
         lines.append(f"{part.round:6d}{''.join(cells)}")
-    return [*lines, *(line for note in client.notes for line in _wrapped(note))]
+    return [*lines, *(line for note in client.notes for line in wrapped(note))]
 
 
 _COLUMNS = {
@@ -321,11 +321,6 @@ def _failure_lines(failures: Sequence[str]) -> list[str]:
         return []
     lines = [f"{len(failures)} failure{'s' if len(failures) > 1 else ''}"]
     for failure in failures[:SHOWN_FAILURES]:
-        lines += _wrapped(failure, 2)
+        lines += wrapped(failure, 2)
     rest = len(failures) - SHOWN_FAILURES
     return [*lines, f"  and {rest} more: fedsim export RUN --table failures"] if rest > 0 else lines
-
-
-def _wrapped(text: str, indent: int = 0) -> list[str]:
-    first, others = " " * indent, " " * (indent + 2)
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)

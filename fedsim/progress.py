@@ -85,7 +85,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Print it, wrapped."""
-        self._print(*textwrap.wrap(f"note: {text}", WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+        self._print(*wrapped(f"note: {text}"))
 
     def round(self, record: RoundRecord, shown: Mapping[str, float | None]) -> None:
         """Print the round's line, and the columns' names before the first."""
@@ -109,6 +109,12 @@ class Lines:
             self.phase("")
             for line in lines:
                 print(line, file=self._stream, flush=True)
+
+
+def wrapped(text: str, indent: int = 0) -> list[str]:
+    """A text as lines of at most 80 columns; those after the first are indented by two more."""
+    first, others = " " * indent, " " * (indent + 2)
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
 
 def _number(value: float | None) -> str:

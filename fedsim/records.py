@@ -407,15 +407,16 @@ def _last_round(database: sqlite3.Connection) -> int:
 
 def to_json(value: Any, indent: int | None = None) -> str:
     """Standard JSON, in which numbers that are not finite are null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value with None for every number in it that is not finite, as the records have it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _client_values(row: ClientRow) -> tuple[Any, ...]:

@@ -1,10 +1,8 @@
 """One client's work in a past round, done again in this process, to the same bits: `fedsim replay`."""
 
 import bdb
-import math
 import pdb
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,8 +18,8 @@ from fedsim.job import CorpusSource, ModelSource
 from fedsim.local import Contribution, Step, Work, one_thread
 from fedsim.overview import figure
 from fedsim.past import Past, before, reopen
-from fedsim.progress import WIDTH, Progress, Silent
-from fedsim.records import ClientRow
+from fedsim.progress import Progress, Silent, wrapped
+from fedsim.records import ClientRow, finite
 from fedsim.stored import open_run
 
 
@@ -139,7 +137,7 @@ def replay_lines(done: Replay) -> list[str]:
     """For people, at most 80 columns."""
     name = f" ({done.name})" if done.name != str(done.client) else ""
     origin = f"the checkpoint of round {done.start}" if done.start else "the initial model"
-    lines = _wrapped(f"round {done.round}, client {done.client}{name}, again from {origin}")
+    lines = wrapped(f"round {done.round}, client {done.client}{name}, again from {origin}")
     if done.private:
         lines.append("gradient: as the optimiser took it, clipped row by row, summed and noised")
     lines += ["", *_step_lines(done.steps), ""]
@@ -147,8 +145,8 @@ def replay_lines(done: Replay) -> list[str]:
         steps = f"{made.steps} step{'' if made.steps == 1 else 's'}"
         lines.append(f"update: norm {figure(made.norm)}, mean loss {figure(made.loss)}, {steps}")
     else:
-        lines += _wrapped(f"failed: {done.error}")
-    return [*lines, *_wrapped(done.verdict.text)]
+        lines += wrapped(f"failed: {done.error}")
+    return [*lines, *wrapped(done.verdict.text)]
 
 
 def as_data(done: Replay) -> dict[str, Any]:
@@ -237,16 +235,12 @@ def _verdict(
 def _figures_verdict(row: ClientRow, made: Contribution | None) -> Verdict:
     if made is None:
         return Verdict(False, "not as recorded: then it did not fail")
-    pairs = {name: (getattr(row, name), _finite(getattr(made, name))) for name in _FIGURES}
+    pairs = {name: (getattr(row, name), finite(getattr(made, name))) for name in _FIGURES}
     odd = [f"{name} {then!r} then, {now!r} now" for name, (then, now) in pairs.items() if then != now]
     if not odd:
         return Verdict(True, "same as recorded, to the bit: norm, loss and steps")
     stack = f"; then {row.stack} clients were trained at once" if row.stack > 1 else ""
     return Verdict(False, f"not as recorded: {'; '.join(odd)}{stack}")
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _step_lines(steps: Sequence[Step]) -> list[str]:
@@ -259,7 +253,3 @@ def _step_lines(steps: Sequence[Step]) -> list[str]:
         figures = "".join(f"{figure(value):>12}" for value in (step.loss, step.norm, step.learning_rate))
         lines.append(f"{number:>6}{training}{figures}")
     return lines
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

@@ -1,7 +1,7 @@
 """What is read out of messages and replies: figures, vectors, statistics, and the rows of a run's records."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -14,7 +14,7 @@ from fedsim.grid import client_number
 from fedsim.local import Work
 from fedsim.metrics import Statistics, add
 from fedsim.parameters import view
-from fedsim.records import ClientRow
+from fedsim.records import ClientRow, finite
 
 
 def client_row(round: int, message: Message, reply: Message, work: Work, epsilon: float | None = None) -> ClientRow:
@@ -33,22 +33,17 @@ def client_row(round: int, message: Message, reply: Message, work: Work, epsilon
         phase="train" if training else "evaluate",
         status="failed" if reply.has_error() else "ok",
         rows=int(values.get("num-examples", work.federation.train_rows[number] if training else 0)),
-        loss=_finite(values, "loss"),
+        loss=finite(values.get("loss")),
         steps=int(values.get("steps", 0)),
         seconds=values.get("seconds", 0.0),
         bytes_down=work.bytes_down(training),
         bytes_up=work.bytes_up if training and not reply.has_error() else 0,
         error=reply.error.reason if reply.has_error() else None,
         metrics={key.removeprefix("scalar/"): value for key, value in values.items() if key.startswith("scalar/")},
-        norm=_finite(values, "norm"),
+        norm=finite(values.get("norm")),
         stack=int(values.get("stack", 1)),
         epsilon=epsilon,
     )
-
-
-def _finite(values: Mapping[str, float], name: str) -> float | None:
-    value = values.get(name, math.nan)
-    return value if math.isfinite(value) else None
 
 
 def statistics_of(replies: Iterable[Message]) -> list[Statistics]:

@@ -10,7 +10,7 @@ when the client is next asked: a million clients cost memory for the cohort alon
 
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedsim.errors import RunFolderError
 from fedsim.parameters import encode, view
+from fedsim.records import StateRow
 
 State = Mapping[str, Tensor]
 STATES = "states-"
@@ -33,19 +34,6 @@ class Kept(NamedTuple):
 
     round: int
     state: State
-
-
-class Place(Protocol):
-    """Where a client's state is: in the file of a checkpoint, made by a round."""
-
-    @property
-    def client(self) -> int: ...  # noqa: D102
-
-    @property
-    def checkpoint(self) -> int: ...  # noqa: D102
-
-    @property
-    def made(self) -> int: ...  # noqa: D102
 
 
 def states_file(checkpoint: int) -> str:
@@ -112,7 +100,7 @@ class ClientStates:
         self._sizes[checkpoint] = len(clients)
         self._leaving = {}
 
-    def restore(self, places: Iterable[Place]) -> None:
+    def restore(self, places: Iterable[StateRow]) -> None:
         """Take over what a checkpoint says of where states are.
 
         Raises:
@@ -132,14 +120,10 @@ class ClientStates:
         self._sizes = {file: self._sizes[file] for file in files.tolist()}
         if self._files is not None:
             self._files.keep_open(self._sizes)
-        sparse = [
-            file for file, count in zip(files.tolist(), counts.tolist(), strict=True) if self._sparse(file, count)
-        ]
+        living = zip(files.tolist(), counts.tolist(), strict=True)
+        sparse = [file for file, count in living if 2 * count < self._sizes[file]]
         clients: list[int] = np.flatnonzero(np.isin(where, sparse)).tolist()
         return clients
-
-    def _sparse(self, file: int, living: int) -> bool:
-        return 2 * living < self._sizes[file]
 
     def _read(self, client: int) -> State:
         return self._file().read(int(self._where[client]), client)

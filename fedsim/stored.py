@@ -40,8 +40,6 @@ def open_run(path: Path) -> Records:
     Raises:
         RunFolderError: not a run folder, or one of another version.
     """
-    if not (path / "run.db").is_file():
-        raise RunFolderError(f"{path} is not a run folder: it has no run.db")
     return Records(path / "run.db")
 
 

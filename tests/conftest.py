@@ -9,6 +9,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from fedsim.engine import Engine
     from fedsim.engine.ray import RayEngine
 
 torch.set_num_threads(1)
@@ -31,3 +32,14 @@ def ray_engine() -> "Iterator[RayEngine]":
     engine = RayEngine(3)
     yield engine
     engine.close()
+
+
+@pytest.fixture(params=["inline", "ray"])
+def engine(request: pytest.FixtureRequest) -> "Engine":
+    """One process, and the session's Ray."""
+    from fedsim.engine.inline import InlineEngine
+
+    if request.param == "inline":
+        return InlineEngine()
+    shared: RayEngine = request.getfixturevalue("ray_engine")
+    return shared

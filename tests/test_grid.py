@@ -8,7 +8,6 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedsim.engine import Engine
-from fedsim.engine.inline import InlineEngine
 from fedsim.flower import AlgorithmStrategy
 from fedsim.grid import CLIENT_FAILED, FIRST_NODE, SimulatedGrid
 from fedsim.job import Job
@@ -17,17 +16,9 @@ from fedsim.parameters import to_record
 from tests import small
 
 if TYPE_CHECKING:
-    from fedsim.engine.ray import RayEngine
+    pass
 
 CHUNKS = [0, 0, 1, 1]
-
-
-@pytest.fixture(params=["inline", "ray"])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    if request.param == "inline":
-        return InlineEngine()
-    shared: RayEngine = request.getfixturevalue("ray_engine")
-    return shared
 
 
 @pytest.fixture(scope="module")

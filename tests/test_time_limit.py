@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fedsim.engine import Engine
-from fedsim.engine.inline import InlineEngine
 from fedsim.errors import ClientError
 from fedsim.signals import time_limit
 from fedsim.stored import open_run
@@ -42,14 +41,6 @@ STUBBORN = SLOW.replace(
     """.strip(),
 )
 """As code that goes on whatever fails."""
-
-
-@pytest.fixture(params=["inline", "ray"])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    if request.param == "inline":
-        return InlineEngine()
-    shared: RayEngine = request.getfixturevalue("ray_engine")
-    return shared
 
 
 def run(code: str, folder: Path, engine: Engine) -> list[tuple[int, str, str | None]]:

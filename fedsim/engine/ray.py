@@ -99,15 +99,18 @@ class Store:
 
     def __init__(self) -> None:
         self._placed: dict[int, Placed] = {}
-        self.refs: dict[str, ray.ObjectRef[Any]] = {}
 
     def parcels(self, chunks: Sequence[Chunk]) -> list[Parcel]:
         """Chunks without their arrays; what the last call placed and this one does not name is let go."""
         used: dict[int, Placed] = {}
         parcels = [self._parcel(chunk, used) for chunk in chunks]
         self._placed = used
-        self.refs = {placed.ref.hex(): placed.ref for placed in used.values()}
         return parcels
+
+    @property
+    def refs(self) -> dict[str, "ray.ObjectRef[Any]"]:
+        """What the last call placed or found placed, by the names that its parcels use."""
+        return {placed.ref.hex(): placed.ref for placed in self._placed.values()}
 
     def _parcel(self, chunk: Chunk, used: dict[int, Placed]) -> Parcel:
         messages, records = [], []
