@@ -6,12 +6,15 @@ The client half is one function that reads like the paper; the platform owns the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.combiners import Combiner, mean
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
 
 Vectors = Mapping[str, Tensor]
 Weighting = Literal["examples", "uniform"]
@@ -62,6 +65,7 @@ class Local(Protocol):
         loss_term: LossTerm | None = None,
         trains: Coordinates = "all",
         epochs: int | None = None,
+        whole: bool = False,
     ) -> Trained:
         """Train from `start` on the client's train rows with the scenario's local optimiser.
 
@@ -72,11 +76,20 @@ class Local(Protocol):
             loss_term: a term of its own for each example's loss.
             trains: which coordinates move; the others keep their value of `start` exactly.
             epochs: passes over the rows, instead of the scenario's.
+            whole: one step on all rows at once, whatever the scenario says of batches, epochs and steps.
         """
         ...
 
     def loss(self, params: Tensor) -> Tensor:
         """Mean loss [] on the train rows; refused under example-level privacy."""
+        ...
+
+    def data(self) -> Batch:
+        """All train rows; refused under example-level privacy."""
+        ...
+
+    def frozen(self, params: Tensor) -> nn.Module:
+        """A model with these parameters [D], in evaluation mode, that does not learn, for a loss term."""
         ...
 
 
@@ -115,6 +128,7 @@ class Combined(NamedTuple):
         extra: [D] each, combined with the same weights.
         scalars: [n] each, one value per client that answered.
         numbers: [n] the clients that answered.
+        weights: [n] theirs, not normalised.
         share_of_population: n / K.
     """
 
@@ -122,11 +136,18 @@ class Combined(NamedTuple):
     extra: Vectors
     scalars: Vectors
     numbers: Tensor
+    weights: Tensor
     share_of_population: float
+
+    def mean(self, scalar: str) -> Tensor:
+        """The weighted mean [] of a scalar over clients."""
+        return (self.weights * self.scalars[scalar]).sum() / self.weights.sum()
 
 
 ClientHalf = Callable[[Local], Upload]
 ServerHalf = Callable[[Server, Combined], Server]
+Weigher = Callable[[Server, Tensor], Tensor]
+"""(server, numbers [n]) -> [n], before the round, of the clients that are to take part."""
 
 
 @dataclass(frozen=True)
@@ -137,35 +158,64 @@ class Algorithm:
         name: as in reports.
         client: the client half.
         server: the server half.
-        weights: how a client's update counts in the mean: by its train rows, or all the same.
+        weights: how a client's update counts: by its train rows, all the same, or as the server says each round.
         combine: how updates become one; `mean` is summed where the clients are trained.
-        client_state: vectors every client keeps, by name, each with its first value.
-        shared: vectors sent along with the model, by name, each with its first value.
+        client_state: tensors every client keeps, by name, each with its first value.
+        shared: vectors [D] sent along with the model, by name, each with its first value.
         server_state: tensors of the server, by name, each with its first value.
         extra: names of the vectors in `Upload.extra`, always sent.
-        personal: pattern of parameter names whose values stay with each client.
+        scalars: names in `Upload.scalars` that the server half reads; such an algorithm is combined by the mean alone,
+            since no other combiner guards them.
+        personal: pattern of parameter and buffer names whose values stay with each client.
+        own_model: a client's own model [D], where it is not the global one with personal values in place.
         optimizers: local optimisers that the theory covers; "plain sgd" is sgd without momentum, decay or clip.
         private: why uploads stay private when gradients are clipped and noised; empty: no such argument
             is made and `[privacy.example]` is refused. A private algorithm calls `local.train` once.
+        features: whether the model must offer `features(x)`, what its last layer sees.
+        model: the name of a model that takes the place of the scenario's.
+        pooled: a reference that trains as if one client had everybody's train rows, with as many gradient steps.
+        flower: makes the Flower Strategy that is the server half instead of `server`.
     """
 
     name: str
     client: ClientHalf
     server: ServerHalf
-    weights: Weighting = "examples"
+    weights: Weighting | Weigher = "examples"
     combine: Combiner = mean
     client_state: Mapping[str, Init] = field(default_factory=dict)
     shared: Mapping[str, Init] = field(default_factory=dict)
     server_state: Mapping[str, Init] = field(default_factory=dict)
     extra: Sequence[str] = ()
+    scalars: Sequence[str] = ()
     personal: str | None = None
+    own_model: Callable[[Local], Tensor] | None = None
     optimizers: Sequence[str] = ("sgd", "adam", "adamw")
     private: str = ""
+    features: bool = False
+    model: str = ""
+    pooled: bool = False
+    flower: "Callable[[], Strategy] | None" = None
 
     @property
     def linear(self) -> bool:
         """Whether a weighted sum of updates is all the server needs of them."""
-        return self.combine is mean
+        return self.combine is mean and self.flower is None
+
+    @property
+    def personalised(self) -> bool:
+        """Whether every client has a model of its own."""
+        return self.personal is not None or self.own_model is not None
+
+    @property
+    def alone(self) -> bool:
+        """Whether no value is shared: clients have models of their own, and the global one stays as it was."""
+        return self.personal == "*"
+
+    @property
+    def weighting(self) -> str:
+        """How updates are weighted, for people."""
+        named = {"examples": "weights by examples", "uniform": "uniform weights"}
+        return named[self.weights] if isinstance(self.weights, str) else "weights learned"
 
     def start(self, params: Tensor, population: int) -> Server:
         """The server before round 1."""
@@ -189,6 +239,11 @@ def copy_of_model(params: Tensor, population: int) -> Tensor:
     return params.clone()
 
 
+def local_update(local: Local) -> Upload:
+    """The plain client half: train from the received model and send the change."""
+    return Upload(local.train(local.received).params - local.received)
+
+
 def add_update(server: Server, combined: Combined) -> Server:
-    """The plain server step: the model plus the combined update."""
+    """The plain server half: the model plus the combined update."""
     return server._replace(params=server.params + combined.update)

@@ -1,18 +1,22 @@
-"""What a scenario can name: strategies, models, data sets, partitions, and the scenarios that come along."""
+"""What a scenario can name: strategies, models, data sets, partitions, attacks, and the scenarios that come along."""
 
 import inspect
-from collections.abc import Callable, Iterable
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedsim import registry
+from fedsim import adversaries, registry
 from fedsim.data.partition import KINDS
 from fedsim.errors import ScenarioError
 from fedsim.scenario import load
 from fedsim.scenario_files import shipped
 
-FILLED_IN = {"folders", "pool", "shape", "classes", "task"}
+FILLED_IN = {"folders", "pool", "shape", "classes", "task", "largest"}
 """Parameters that the platform fills in."""
+_PAPER = re.compile(r'[^"]+ "[^"]+", .*?\b(?:18|19|20)\d\d\b(?!\.\d)')  # 2003.13461 of arXiv is no year
+_PLAIN_QUICKSTART = "fedsim run quickstart --set 'privacy={}' --set train.learning_rate=1.0"
 
 
 class Entry(NamedTuple):
@@ -23,8 +27,26 @@ class Entry(NamedTuple):
     parameters: dict[str, str]
 
 
-def listing(what: str) -> list[Entry]:
-    """The entries of a kind: strategies, models, data, partitions or scenarios.
+class Strategy(NamedTuple):
+    """A federated algorithm to name, as the docstring of its file describes it.
+
+    Attributes:
+        name: the value of `strategy.name`.
+        paper: its source, "-" where it has none.
+        summary: what it changes.
+        parameters: its hyper-parameters, the keys that may stand beside its name, and their defaults.
+        runs: a command that runs it.
+    """
+
+    name: str
+    paper: str
+    summary: str
+    parameters: dict[str, str]
+    runs: str
+
+
+def listing(what: str) -> list[Entry | Strategy]:
+    """The entries of a kind: strategies, models, data, partitions, adversaries or scenarios.
 
     Raises:
         ScenarioError: there is no such kind.
@@ -33,6 +55,16 @@ def listing(what: str) -> list[Entry]:
         known = [*KINDS_OF_ENTRIES, "runs"]  # which `fedsim list` takes from overview.py
         raise ScenarioError(f"there is no list of {what!r}.{registry.nearest(what, known)}")
     return list(KINDS_OF_ENTRIES[what]())
+
+
+def listing_lines(what: str) -> list[str]:
+    """A listing for people.
+
+    Raises:
+        ScenarioError: there is no such kind.
+    """
+    lines = [line for entry in listing(what) for line in _lines(entry)]
+    return [*lines, *_flowers()] if what == "strategies" else lines
 
 
 def _package(package: str) -> Callable[[], Iterable[Entry]]:
@@ -44,8 +76,29 @@ def _package(package: str) -> Callable[[], Iterable[Entry]]:
     return entries
 
 
-def _partitions() -> Iterable[Entry]:
-    return [_entry(name, function, function) for name, function in sorted(KINDS.items())]
+def _strategies() -> Iterable[Strategy]:
+    for name in registry.members("fedsim.strategies"):
+        function = registry.find("fedsim.strategies", name, Path(), "strategies")
+        text = inspect.getdoc(inspect.getmodule(function)) or ""
+        entry = _entry(name, function, inspect.getmodule(function))
+        yield Strategy(name, paper(text), entry.summary, entry.parameters, command(text, name))
+
+
+def paper(docstring: str) -> str:
+    """Where an algorithm comes from: its docstring's second paragraph up to the year, or "-"."""
+    paragraph = docstring.partition("\n\n")[2].partition("\n\n")[0]
+    found = _PAPER.match(" ".join(paragraph.split()))
+    return found[0] if found else "-"
+
+
+def command(docstring: str, name: str) -> str:
+    """What runs an algorithm: its docstring's `Try it: fedsim run ...` at the end, or quickstart without privacy."""
+    _, _, own = docstring.rpartition("\nTry it: ")
+    return " ".join(own.split()) if own.startswith("fedsim run") else f"{_PLAIN_QUICKSTART} --set strategy.name={name}"
+
+
+def _kinds(kinds: Mapping[str, Callable[..., Any]]) -> Callable[[], Iterable[Entry]]:
+    return lambda: [_entry(name, function, function) for name, function in sorted(kinds.items())]
 
 
 def _scenarios() -> Iterable[Entry]:
@@ -62,10 +115,35 @@ def _entry(name: str, function: Callable[..., Any], documented: object) -> Entry
     return Entry(name, (inspect.getdoc(documented) or "").partition("\n")[0], parameters)
 
 
-KINDS_OF_ENTRIES: dict[str, Callable[[], Iterable[Entry]]] = {
-    "strategies": _package("fedsim.strategies"),
+def _lines(entry: Entry | Strategy) -> list[str]:
+    title = f"{entry.name:<18} {entry.summary}"
+    # A key and its default stay on one line: they are joined by no-break spaces until the text is wrapped.
+    keys = "  ".join(f"{key}\xa0=\xa0{default}" for key, default in entry.parameters.items())
+    below = [line.replace("\xa0", " ") for line in _wrapped(keys, "    ")]
+    if isinstance(entry, Entry):
+        return [title, *below]
+    return [*_wrapped(title, "", " " * 19), *(_wrapped(entry.paper, "    ") if entry.paper != "-" else []), *below]
+
+
+def _flowers() -> list[str]:
+    from fedsim import stock  # which imports Flower
+
+    return _wrapped(f"Flower's own strategies, by the same key: {', '.join(stock.names())}.", "")
+
+
+def _wrapped(text: str, first: str, indent: str | None = None) -> list[str]:
+    """Lines of at most 80 columns; `first` is before the first line, `indent` before the others."""
+    rest = first if indent is None else indent
+    return textwrap.wrap(
+        text, 80, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    )
+
+
+KINDS_OF_ENTRIES: dict[str, Callable[[], Iterable[Entry | Strategy]]] = {
+    "strategies": _strategies,
     "models": _package("fedsim.models"),
     "data": _package("fedsim.data.sources"),
-    "partitions": _partitions,
+    "partitions": _kinds(KINDS),
+    "adversaries": _kinds(adversaries.KINDS),
     "scenarios": _scenarios,
 }

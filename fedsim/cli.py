@@ -123,7 +123,7 @@ def resume(
 
 @app.command("list", cls=Command)
 def list_(
-    what: Annotated[str, typer.Argument(help="scenarios, strategies, models, data, partitions or runs")],
+    what: Annotated[str, typer.Argument(help="scenarios, strategies, adversaries, models, data, partitions or runs")],
     folder: Annotated[Path | None, typer.Argument(help="of runs; runs/ by default", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -134,17 +134,14 @@ def list_(
     if what == "runs":
         _list_runs(folder or Path("runs"), as_json)
         return
-    from fedsim.catalogue import listing
+    from fedsim.catalogue import listing, listing_lines
 
     if folder is not None:
         raise ScenarioError(f"`fedsim list {what}` takes no folder; only `fedsim list runs` does")
-    entries = listing(what)
     if as_json:
-        _print_json([entry._asdict() for entry in entries])
-    for entry in [] if as_json else entries:
-        typer.echo(f"{entry.name:<18} {entry.summary}")
-        if entry.parameters:
-            _echo_wrapped("  ".join(f"{key} = {default}" for key, default in entry.parameters.items()))
+        _print_json([entry._asdict() for entry in listing(what)])
+    for line in [] if as_json else listing_lines(what):
+        typer.echo(line)
 
 
 @app.command(cls=Command)
@@ -313,19 +310,22 @@ def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
 
 @app.command(cls=Command)
 def new(
-    path: Annotated[Path, typer.Argument(help="the new scenario file, or folder with --folder")],
+    path: Annotated[Path, typer.Argument(help="the new scenario file, folder with --folder, name with --strategy")],
     folder: Annotated[bool, typer.Option("--folder", help="a folder with an own model and own data")] = False,
+    strategy: Annotated[bool, typer.Option("--strategy", help="an own strategy, PATH.py, with its test")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a commented scenario to start from.
+    """Write a commented scenario to start from, or a commented strategy.
 
-    Example: fedsim new mine.toml
+    Example: fedsim new mine.toml, or: fedsim new --strategy mine
     """
-    from fedsim.new import create
+    from fedsim.new import create, create_strategy, scenario_advice, strategy_advice
 
-    files = [str(file) for file in create(path, folder=folder)]
-    scenario = next(file for file in files if file.endswith(".toml"))
-    _tell({"files": files}, "\n".join([*files, f"next: fedsim run {scenario}"]), as_json)
+    if folder and strategy:
+        raise ScenarioError("give one of --folder and --strategy")
+    files = create_strategy(path) if strategy else create(path, folder=folder)
+    advice = strategy_advice(path) if strategy else scenario_advice(files)
+    _tell({"files": [str(file) for file in files]}, "\n".join([*map(str, files), *advice]), as_json)
 
 
 def main() -> NoReturn:

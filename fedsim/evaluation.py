@@ -4,11 +4,15 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from fedsim.composition import algorithm_of
 from fedsim.data.corpus import Task
 from fedsim.data.federation import CentralPart, Federation, Part
 from fedsim.errors import PrivacyError, ScenarioError
 from fedsim.metrics import (
     LOWER_IS_BETTER,
+    EvaluatedModel,
     HeldOut,
     MetricName,
     Statistics,
@@ -16,12 +20,14 @@ from fedsim.metrics import (
     counted,
     mean_over_clients,
     parse_name,
+    spread,
     with_full_names,
     worst_tenth,
 )
 from fedsim.problem import Problem
 from fedsim.scenario import Scenario
 
+ATTACK_SUCCESS = "attack-success"
 CLIENT_SETS: Mapping[Part, HeldOut] = {"validation": "client-validation", "test": "client-test"}
 CENTRAL_SETS: Mapping[CentralPart, HeldOut] = {"validation": "central-validation", "test": "central-test"}
 
@@ -31,22 +37,42 @@ def central_metrics(problem: Problem, statistics: Statistics, part: CentralPart)
     return _defined(with_full_names("global", CENTRAL_SETS[part], "rows", problem.metrics(statistics)))
 
 
-def client_metrics(problem: Problem, each: Sequence[Statistics], part: Part, min_rows: int) -> dict[str, float]:
-    """The global model's metrics over clients' own rows: pooled, mean over clients, worst tenth.
+def attack_success(statistics: Statistics, target: int, classes: int, part: CentralPart) -> dict[str, float]:
+    """How often rows of other classes that carry the trigger are taken for the backdoor's target.
+
+    Args:
+        statistics: of the global model on a central set with the trigger in every row, under their own labels.
+        target: the class that the trigger is to give.
+        classes: C.
+        part: "validation" or "test".
+    """
+    confusion = statistics["confusion"].reshape(classes, classes)
+    others = np.arange(classes) != target
+    rows = confusion[others].sum()
+    success = float(confusion[others, target].sum() / rows) if rows else math.nan
+    return _defined(with_full_names("global", CENTRAL_SETS[part], "rows", {ATTACK_SUCCESS: success}))
+
+
+def client_metrics(
+    problem: Problem, each: Sequence[Statistics], part: Part, min_rows: int, model: EvaluatedModel = "global"
+) -> dict[str, float]:
+    """A model's metrics over clients' own rows: pooled, mean over clients, worst tenth, spread.
 
     Args:
         problem: of the corpus.
         each: statistics of every client that was asked and answered.
         part: "validation" or "test".
-        min_rows: rows a client needs to count in the worst tenth.
+        min_rows: rows a client needs to count in the worst tenth and the spread.
+        model: the global model, or each client's own.
     """
     values = [problem.metrics(statistics) for statistics in each]
     rows = [int(statistics["rows"][0]) for statistics in each]
     data = CLIENT_SETS[part]
     named = {
-        **with_full_names("global", data, "rows", problem.metrics(add(each))),
-        **with_full_names("global", data, "clients", mean_over_clients(values)),
-        **with_full_names("global", data, "worst-10%", worst_tenth(values, rows, min_rows)),
+        **with_full_names(model, data, "rows", problem.metrics(add(each))),
+        **with_full_names(model, data, "clients", mean_over_clients(values)),
+        **with_full_names(model, data, "worst-10%", worst_tenth(values, rows, min_rows)),
+        **with_full_names(model, data, "spread", spread(values, rows, min_rows)),
     }
     return _defined(named)
 
@@ -93,6 +119,8 @@ def check_choosing(name: str, key: str, scenario: Scenario, problem: Problem, fe
     data = metric.data
     if not data.endswith("-validation"):
         raise ScenarioError(f"{key} = {name!r}: {data} is for reporting; use {data.replace('test', 'validation')}")
+    if metric.weighting == "spread":
+        raise ScenarioError(f"{key} = {name!r}: a spread is for reporting; use weighting clients or worst-10%")
     if scenario.privacy.example is not None and not data.startswith("central-"):
         raise PrivacyError(
             f"{key} = {name!r} reads clients' own rows, and what it decides is not covered by epsilon; "
@@ -103,9 +131,9 @@ def check_choosing(name: str, key: str, scenario: Scenario, problem: Problem, fe
 
 
 def _unmeasured(metric: MetricName, scenario: Scenario, federation: Federation) -> str | None:
-    """Why a run does not compute a validation metric, and what to change; None where it does."""
-    if metric.model == "personal":
-        return "this version evaluates the global model alone; use global/..."
+    """Why a run does not compute a validation metric, or not to any use, and what to change; None where it does."""
+    if (reason := _without_model(metric.model, scenario)) is not None:
+        return reason
     if metric.data == "central-validation":
         return None if len(federation.central["validation"].x) else "no rows are held out; raise data.split.central"
     if not scenario.evaluate.clients_every:
@@ -118,6 +146,16 @@ def _unmeasured(metric: MetricName, scenario: Scenario, federation: Federation) 
         return (
             f"ten clients need evaluate.min_rows = {least} validation rows, and {number} have them; use weighting rows"
         )
+    return None
+
+
+def _without_model(model: EvaluatedModel, scenario: Scenario) -> str | None:
+    """Why a strategy trains no such model; None where it does."""
+    algorithm, name = algorithm_of(scenario), scenario.strategy.name
+    if model == "global" and algorithm.alone:
+        return f"strategy {name!r} trains no global model; use personal/client-validation/..."
+    if model == "personal" and not algorithm.personalised:
+        return f"strategy {name!r} gives clients no model of their own; use global/..."
     return None
 
 

@@ -1,4 +1,4 @@
-"""Between fedsim and Flower: an algorithm as a Flower Strategy, local work as a Flower ClientApp.
+"""An algorithm as a Flower Strategy, and what its messages hold.
 
 A round's messages, one per client of the cohort:
     down  "arrays" the model by name, "shared" the algorithm's vectors, "config" round, weight, chunk, reply
@@ -8,46 +8,30 @@ A round's messages, one per client of the cohort:
           "sum"     "update" only in the last sound reply of a chunk: the chunk's weighted sum
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedsim import metrics, seeds
 from fedsim.algorithm import Combined, Server
 from fedsim.checkpoints import Snapshot
 from fedsim.cohorts import sample
 from fedsim.combiners import Fold, chunk_numbers
-from fedsim.data.federation import CentralPart, Part, Rows
-from fedsim.errors import FedsimError, RunFolderError, ScenarioError, StoppedByPolicy, one_line
+from fedsim.data.federation import CentralPart, Part
+from fedsim.errors import RunFolderError, ScenarioError, StoppedByPolicy, one_line
 from fedsim.evaluation import client_metrics
-from fedsim.grid import (
-    CLIENT_FAILED,
-    FIRST_NODE,
-    Chunk,
-    ChunkProgram,
-    ChunkResult,
-    SimulatedGrid,
-    client_number,
-    failure,
-    setting,
-)
-from fedsim.local import Contribution, Received, Work
-from fedsim.parameters import Weights, encode, is_finite, to_record, view
-from fedsim.replies import arrays_of, metrics_of, statistics_of, training_figures, vector_of
-from fedsim.states import ContextStates, State
-
-Figure = int | float | list[int] | list[float]
-"""A value of Flower's MetricRecord."""
-PARTS: Mapping[str, Part] = {"train": "train", "validation": "validation", "test": "test"}
+from fedsim.grid import CLIENT_FAILED, FIRST_NODE, SimulatedGrid, with_content
+from fedsim.local import Work
+from fedsim.metrics import EvaluatedModel
+from fedsim.parameters import Weights, encode, is_finite, to_record
+from fedsim.replies import metrics_of, statistics_of, training_figures, vector_of
+from fedsim.worker import PARTS
 
 
 class AlgorithmStrategy(Strategy):
@@ -58,6 +42,7 @@ class AlgorithmStrategy(Strategy):
         buffers: [E] the model's floating buffers.
         participations: [K] rounds that each client was selected in.
         cohort: clients selected in the current round, sorted.
+        unused: why the last round left the model as it was, though clients answered; else None.
     """
 
     def __init__(self, work: Work) -> None:
@@ -68,14 +53,19 @@ class AlgorithmStrategy(Strategy):
         self.buffers = work.initial.buffers
         self.participations = np.zeros(job.federation.clients, dtype=np.int64)
         self.cohort: list[int] = []
+        self.unused: str | None = None
         self._problem, self._layout, self._federation = work.problem, work.layout, job.federation
-        self._rule, self._seed = job.scenario.cohort.rule, job.scenario.seed
+        self._rule, self._seed = job.rule, job.scenario.seed
+        self._adversary, self._attackers = work.adversary, frozenset(job.attackers)
         self._contribution_size = work.contribution_size
+        self._previous = torch.zeros(work.contribution_size, dtype=work.initial.vector.dtype)
+        self._weights: dict[int, float] = {}
         self._able = job.federation.train_rows > 0
         self._limit = job.privacy.max_participations if job.privacy is not None else None
         self._min_rows = job.scenario.evaluate.min_rows
         self._accepted = np.zeros(job.federation.clients, dtype=np.int64)
         self._nodes: dict[int, int] = {}
+        self._numbers: dict[int, int] = {}
         self._part: Part = "validation"
 
     @property
@@ -86,8 +76,9 @@ class AlgorithmStrategy(Strategy):
     @property
     def vectors(self) -> dict[str, Tensor]:
         """What the server keeps besides the model, by name."""
-        shared = {f"shared/{name}": vector for name, vector in self.server.shared.items()}
-        return shared | {f"state/{name}": tensor for name, tensor in self.server.state.items()}
+        vectors = {f"shared/{name}": vector for name, vector in self.server.shared.items()}
+        vectors |= {f"state/{name}": tensor for name, tensor in self.server.state.items()}
+        return vectors | ({"combiner/previous": self._previous} if self.algorithm.combine.remembers else {})
 
     @property
     def accepted(self) -> np.ndarray:
@@ -96,7 +87,7 @@ class AlgorithmStrategy(Strategy):
 
     def restore(self, round: int, snapshot: Snapshot) -> None:
         """Go on as after a round whose snapshot this is."""
-        own: dict[str, dict[str, Tensor]] = {"shared": {}, "state": {}}
+        own: dict[str, dict[str, Tensor]] = {"shared": {}, "state": {}, "combiner": {}}
         kinds = {name: _kind(tensor) for name, tensor in self.vectors.items()}
         found = {name: _kind(tensor) for name, tensor in snapshot.vectors.items()}
         if odd := sorted(name for name in kinds.keys() | found.keys() if kinds.get(name) != found.get(name)):
@@ -107,6 +98,7 @@ class AlgorithmStrategy(Strategy):
             table, _, key = name.partition("/")
             own[table][key] = tensor
         self.server = Server(snapshot.weights.vector, own["shared"], own["state"], round)
+        self._previous = own["combiner"].get("previous", self._previous)
         self.buffers = snapshot.weights.buffers
         self.participations, self._accepted = snapshot.participations.copy(), snapshot.accepted.copy()
 
@@ -118,21 +110,21 @@ class AlgorithmStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Sample the cohort and address a message to each of its clients."""
-        nodes = self._nodes or self._find_nodes(grid)
+        nodes = self.nodes(grid)
         self.cohort = sample(self._rule, self._seed, server_round, self.participations, self._limit, able=self._able)
         self.participations[self.cohort] += 1
-        shared = ArrayRecord({name: encode(vector.numpy()) for name, vector in self.server.shared.items()})
+        self._weights = self._weighed(self.cohort)
+        shared = self._shared()
         rows = [int(self._federation.train_rows[number]) for number in self.cohort]
-        reply = "sum" if self.algorithm.linear and isinstance(grid, SimulatedGrid) else "update"
         messages = []
-        for number, size, chunk in zip(self.cohort, rows, chunk_numbers(rows), strict=True):
+        for number, chunk in zip(self.cohort, chunk_numbers(rows), strict=True):
             settings = ConfigRecord(
                 {
                     **config,
                     "server-round": server_round,
-                    "reply": reply,
+                    "reply": "sum" if self._summed(grid) else "update",
                     "chunk": chunk,
-                    "weight": self._weight(size),
+                    "weight": self._weights[number],
                     "accepted-round": int(self._accepted[number]),
                 }
             )
@@ -140,15 +132,23 @@ class AlgorithmStrategy(Strategy):
             messages.append(Message(content, nodes[number], "train"))
         return messages
 
+    def received(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
+        """Replies as they count: one that cannot is its client's failure, and attackers send what they agreed on."""
+        judged = [self._judged(server_round, reply) for reply in replies]
+        if self._adversary is None or self._adversary.collude is None:
+            return judged
+        return [self._judged(server_round, reply) for reply in self._colluded(judged, self._adversary.collude)]
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold what the cohort sent, in the order of client numbers, and take the server step."""
-        numbers = {node: number for number, node in self._nodes.items()}
-        sound = {numbers[reply.metadata.src_node_id]: reply for reply in replies if self._is_sound(reply)}
+        """Combine what the cohort sent, in the order of client numbers, and take the server step."""
+        sound = {self._number(reply): reply for reply in replies if not reply.has_error() and not self._fault(reply)}
         answered = [number for number in self.cohort if number in sound]
-        if not answered:
+        if (reason := self._useless(answered)) is not None:
+            self.unused = f"round {server_round}: {reason}; the model stays as it was" if answered else None
             return None, None
+        self.unused = None
         reported = [metrics_of(sound[number]) for number in answered]
         combined = self._combined(answered, sound)
         if not is_finite(combined):
@@ -162,9 +162,12 @@ class AlgorithmStrategy(Strategy):
             extra=dict(zip(self.algorithm.extra, extras, strict=False)),
             scalars={name.removeprefix("scalar/"): torch.tensor([m[name] for m in reported]) for name in names},
             numbers=torch.tensor(answered),
+            weights=torch.tensor([self._weights[number] for number in answered]),
             share_of_population=len(answered) / self._federation.clients,
         )
         self.server = self._stepped(server_round, cohort)
+        if self.algorithm.combine.remembers:
+            self._previous = combined
         self._accepted[answered] = server_round
         return to_record(self._layout, self.weights), training_figures(reported)
 
@@ -172,25 +175,38 @@ class AlgorithmStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Ask every client with held-out rows to measure the model on them; config["part"] says which."""
-        nodes = self._nodes or self._find_nodes(grid)
+        nodes = self.nodes(grid)
         self._part = PARTS[str(config.get("part", "validation"))]
-        sizes = [len(self._federation.rows(number, self._part).x) for number in range(self._federation.clients)]
-        asked = [number for number, size in enumerate(sizes) if size]
+        sizes = self._federation.sizes(self._part)
+        asked = [number for number in np.flatnonzero(sizes).tolist() if number not in self._attackers]
+        own = {"personal": bool(config.get("personal", self.algorithm.personalised))}
+        shared = self._shared() if own["personal"] else ArrayRecord()
         messages = []
-        for number, chunk in zip(asked, chunk_numbers([sizes[number] for number in asked]), strict=True):
-            settings = ConfigRecord({**config, "server-round": server_round, "part": self._part, "chunk": chunk})
-            messages.append(Message(RecordDict({"arrays": arrays, "config": settings}), nodes[number], "evaluate"))
+        for number, chunk in zip(asked, chunk_numbers([int(sizes[number]) for number in asked]), strict=True):
+            settings = {**config, **own, "server-round": server_round, "part": self._part, "chunk": chunk}
+            if own["personal"]:
+                settings["accepted-round"] = int(self._accepted[number])
+            content = RecordDict({"arrays": arrays, "shared": shared, "config": ConfigRecord(settings)})
+            messages.append(Message(content, nodes[number], "evaluate"))
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """The model's metrics over clients' own rows, under their full names."""
-        statistics = statistics_of(replies)
-        if not statistics:
-            return None
-        return MetricRecord({**client_metrics(self._problem, statistics, self._part, self._min_rows)})
+        """The metrics of the global model, and of clients' own, over their rows, under their full names."""
+        answered, models = list(replies), get_args(EvaluatedModel)
+        named: dict[str, float] = {}
+        for model in models:
+            if statistics := statistics_of(answered, model):
+                named |= client_metrics(self._problem, statistics, self._part, self._min_rows, model)
+        return MetricRecord({**named}) if named else None
 
     def summary(self) -> None:
         """Nothing: a run's summary comes from its records."""
+
+    def nodes(self, grid: Grid) -> Mapping[int, int]:
+        """Node id of every client: known on our grids, asked for once on any other."""
+        if not self._nodes:
+            self._find_nodes(grid)
+        return self._nodes
 
     def _stepped(self, round: int, cohort: Combined) -> Server:
         """The server after its step; what it was before is still being written to the disk, so it must stay."""
@@ -207,24 +223,70 @@ class AlgorithmStrategy(Strategy):
             )
         return after
 
-    def _is_sound(self, reply: Message) -> bool:
-        """Whether a reply counts: no error, an update of the right size, and finite where it is one client's own."""
-        if reply.has_error() or not isinstance(reply.content.get("metrics"), MetricRecord):
-            return False
-        vector, summed = vector_of(reply), bool(metrics_of(reply).get("summed"))
-        if vector is None:
-            return summed
-        return len(vector) == self._contribution_size and (summed or is_finite(vector))
+    def _shared(self) -> ArrayRecord:
+        return ArrayRecord({name: encode(vector.numpy()) for name, vector in self.server.shared.items()})
 
-    def _weight(self, rows: int) -> float:
-        return float(rows) if self.algorithm.weights == "examples" else 1.0
+    def _summed(self, grid: Grid) -> bool:
+        """Whether workers sum their chunks: where nobody needs a single update."""
+        colluding = self._adversary is not None and self._adversary.collude is not None
+        return self.algorithm.linear and not colluding and isinstance(grid, SimulatedGrid)
+
+    def _judged(self, round: int, reply: Message) -> Message:
+        fault = None if reply.has_error() else self._fault(reply)
+        return reply if fault is None else failed(reply, f"round {round}, client {self._number(reply)}: {fault}")
+
+    def _fault(self, reply: Message) -> str | None:
+        """Why a reply does not count; None where it does. A chunk's sum is judged as a whole, later."""
+        if not isinstance(reply.content.get("metrics"), MetricRecord):
+            return "the reply has no metrics"
+        reported, vector = metrics_of(reply), vector_of(reply)
+        summed = bool(reported.get("summed"))
+        if vector is None:
+            return None if summed else "the reply has no update"
+        if len(vector) != self._contribution_size:
+            return f"the update has {len(vector)} values, not {self._contribution_size}"
+        if not summed and not is_finite(vector):
+            return "the update is not finite"
+        odd = [name for name in self.algorithm.scalars if not _finite(reported.get(f"scalar/{name}"))]
+        return f"the reply's {odd[0]} is not a finite number" if odd else None
+
+    def _useless(self, answered: Sequence[int]) -> str | None:
+        """Why nothing can be made of a round's answers; None where something can."""
+        combiner = self.algorithm.combine
+        if len(answered) < combiner.least:
+            return f"{combiner.name} needs {combiner.needs}: {combiner.least} updates, and {len(answered)} came"
+        return None if sum(self._weights[number] for number in answered) > 0 else "all weights are zero"
+
+    def _weighed(self, numbers: Sequence[int]) -> dict[int, float]:
+        """How each client of the cohort counts."""
+        rule = self.algorithm.weights
+        if rule == "uniform":
+            return dict.fromkeys(numbers, 1.0)
+        if rule == "examples":
+            return {number: float(self._federation.train_rows[number]) for number in numbers}
+        return dict(zip(numbers, map(float, rule(self.server, torch.tensor(numbers))), strict=True))
+
+    def _number(self, reply: Message) -> int:
+        """The client that a reply is from."""
+        if not self._numbers:
+            self._numbers = {node: number for number, node in self._nodes.items()}
+        return self._numbers[reply.metadata.src_node_id]
+
+    def _colluded(self, replies: list[Message], collude: Callable[[Tensor, Tensor], Tensor]) -> list[Message]:
+        """Replies in which all attackers send what they agree on, given everybody's updates."""
+        vectors = {self._number(reply): vector_of(reply) for reply in replies if not reply.has_error()}
+        known = {number: vector for number, vector in vectors.items() if vector is not None}
+        agreed = agreed_on(collude, self._attackers, known)
+        if agreed is None:
+            return replies
+        return [with_update(reply, agreed) if self._number(reply) in self._attackers else reply for reply in replies]
 
     def _combined(self, answered: list[int], sound: Mapping[int, Message]) -> Tensor:
         """[D + E + extras] what the cohort's contributions become."""
-        weights = {number: self._weight(int(self._federation.train_rows[number])) for number in answered}
+        weights = {number: self._weights[number] for number in answered}
         if not self.algorithm.linear:
             updates = torch.stack([vector for number in answered if (vector := vector_of(sound[number])) is not None])
-            return self.algorithm.combine(updates, torch.tensor(list(weights.values())))
+            return self.algorithm.combine(updates, torch.tensor(list(weights.values())), self._previous)
         chunks = chunk_numbers([int(self._federation.train_rows[number]) for number in self.cohort])
         folds = [Fold() for _ in range(chunks[-1] + 1)]
         for number, chunk in zip(self.cohort, chunks, strict=True):
@@ -237,160 +299,61 @@ class AlgorithmStrategy(Strategy):
         assert total.total is not None
         return total.total / sum(weights.values())
 
-    def _find_nodes(self, grid: Grid) -> dict[int, int]:
-        """Node id of every client: known on our grids, asked for once on any other."""
+    def _find_nodes(self, grid: Grid) -> None:
         if isinstance(grid, SimulatedGrid):
             self._nodes = {number: number + FIRST_NODE for number in range(self._federation.clients)}
-            return self._nodes
+            return
         queries = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
         for reply in grid.send_and_receive(messages=queries):
             if not reply.has_error():
                 self._nodes[int(metrics_of(reply)["number"])] = reply.metadata.src_node_id  # type: ignore[arg-type]
         if absent := sorted(set(range(self._federation.clients)) - set(self._nodes)):
             raise ScenarioError(f"clients {', '.join(map(str, absent[:5]))} have no node; start one for each client")
-        return self._nodes
+
+
+def agreed_on(
+    collude: Callable[[Tensor, Tensor], Tensor], attackers: Collection[int], contributions: Mapping[int, Tensor]
+) -> Tensor | None:
+    """What all attackers of a cohort send, given everybody's contributions [P] by client; None without attackers."""
+    own = [vector for number, vector in contributions.items() if number in attackers]
+    others = [vector for number, vector in contributions.items() if number not in attackers]
+    if not own:
+        return None
+    return collude(torch.stack(own), torch.stack(others) if others else own[0].new_empty(0, len(own[0])))
+
+
+def central_messages(
+    arrays: ArrayRecord, part: CentralPart, rows: int, block: int, *, triggered: bool = False
+) -> list[Message]:
+    """Messages that measure the model on a central set, one per block of rows, for whichever worker is free.
+
+    `triggered` rows carry the adversary's trigger.
+    """
+    messages = []
+    for number, start in enumerate(range(0, rows, block)):
+        settings = {"part": part, "start": start, "stop": min(start + block, rows), "triggered": triggered}
+        content = RecordDict({"arrays": arrays, "config": ConfigRecord({**settings})})
+        messages.append(Message(content, number + FIRST_NODE, "evaluate.central"))
+    return messages
+
+
+def failed(reply: Message, reason: str) -> Message:
+    """A failure of the client that sent a reply, in its place."""
+    return Message(metadata=reply.metadata, error=Error(CLIENT_FAILED, reason))  # type: ignore[call-overload,no-any-return]
+
+
+def with_update(reply: Message, vector: Tensor) -> Message:
+    """A reply that brings another update; one that failed still has."""
+    if reply.has_error():
+        return reply
+    figures = MetricRecord({**metrics_of(reply), "norm": float(vector.double().norm())})
+    content = {**reply.content, "update": ArrayRecord({"vector": encode(vector.numpy())}), "metrics": figures}
+    return with_content(reply, RecordDict(content))
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
-
-
-class Answer(NamedTuple):
-    """What came of one message's work: a reply's content, before it is a reply.
-
-    Attributes:
-        figures: the reply's metrics.
-        arrays: the reply's arrays, by record.
-        contribution: what training gave, where the message asked for training.
-    """
-
-    figures: dict[str, Figure]
-    arrays: dict[str, ArrayRecord]
-    contribution: Contribution | None = None
-
-    def reply(self, message: Message) -> Message:
-        """The reply to the message that asked."""
-        return Message(RecordDict({**self.arrays, "metrics": MetricRecord({**self.figures})}), reply_to=message)
-
-
-def chunk_program(work: Work) -> ChunkProgram:
-    """What a simulated worker runs: each client's work in order, a client's failure being its reply."""
-
-    @seeds.preserved()
-    def run(chunk: Chunk) -> ChunkResult:
-        answers: list[Answer | FedsimError] = []
-        kept: dict[int, State] = {}
-        running = Fold()
-        carrier: Answer | None = None
-        for message in chunk.messages:
-            number = client_number(message)
-            try:
-                answer = _answer(work, number, message, chunk.states.get(number))
-            except FedsimError as error:
-                answers.append(error)
-                continue
-            done = answer.contribution
-            if done is not None and done.state:
-                kept[number] = done.state
-            if done is not None and setting(message, "reply", "model") == "sum":
-                running.add(done.vector, float(setting(message, "weight", 1.0)))
-                carrier = answer = answer._replace(contribution=None)
-            answers.append(answer)
-        if carrier is not None and running.total is not None:
-            carrier.arrays["update"] = ArrayRecord({"vector": encode(running.total.numpy())})
-        # Replies are built when all have trained: in between, their code would push the nets out of the cache.
-        return ChunkResult(list(map(_reply, chunk.messages, answers)), kept)
-
-    return run
-
-
-def _reply(message: Message, answer: Answer | FedsimError) -> Message:
-    if isinstance(answer, FedsimError):
-        return failure(message, CLIENT_FAILED, str(answer))
-    return answer.reply(message)
-
-
-def client_app(make_work: Callable[[], Work]) -> ClientApp:
-    """Local work as a ClientApp, for Flower's own simulation and for deployed nodes.
-
-    Args:
-        make_work: builds this process' work; called for every message, so it should remember its result.
-    """
-    app = ClientApp()
-
-    def handle(message: Message, context: Context) -> Message:
-        number = int(context.node_config["partition-id"])
-        states = ContextStates(context)
-        training = message.metadata.message_type == "train"  # no other message names an accepted round
-        state = states.get(number, int(setting(message, "accepted-round", 0))) if training else None
-        with seeds.preserved():
-            answer = _answer(make_work(), number, message, state)
-        if answer.contribution is not None:
-            states.put(number, int(setting(message, "server-round", 0)), answer.contribution.state)
-        return answer.reply(message)
-
-    for register in (app.train(), app.evaluate(), app.query()):
-        register(handle)
-    return app
-
-
-def central_messages(arrays: ArrayRecord, part: CentralPart, rows: int, block: int) -> list[Message]:
-    """Messages that measure the model on a central set, one per block of rows, for whichever worker is free."""
-    starts = range(0, rows, block)
-    config = [ConfigRecord({"part": part, "start": start, "stop": min(start + block, rows)}) for start in starts]
-    return [
-        Message(RecordDict({"arrays": arrays, "config": settings}), number + FIRST_NODE, "evaluate.central")
-        for number, settings in enumerate(config)
-    ]
-
-
-def _answer(work: Work, number: int, message: Message, state: State | None) -> Answer:
-    """One message's work."""
-    kind = message.metadata.message_type
-    if kind == "train":
-        return _trained(work, number, message, state)
-    if kind == "query":
-        return Answer({"number": number, "num-examples": int(work.federation.train_rows[number])}, {})
-    return _measured(work, number, message)
-
-
-def _measured(work: Work, number: int, message: Message) -> Answer:
-    started = time.perf_counter()
-    part = str(setting(message, "part", "validation"))
-    limit: AbstractContextManager[None] = nullcontext()
-    if message.metadata.message_type == "evaluate.central":
-        central = work.federation.central["test" if part == "test" else "validation"]
-        block = slice(int(setting(message, "start", 0)), int(setting(message, "stop", len(central.x))))
-        rows, what = Rows(central.x[block], central.y[block]), f"central {part} set"
-    else:
-        rows = work.federation.rows(number, PARTS[part])
-        what = f"round {setting(message, 'server-round', 0)}, client {number}"
-        limit = work.limited()
-    weights = work.received(arrays_of(message, "arrays"))
-    with limit:
-        measured = metrics.to_record(work.evaluate(weights, rows, what))
-    return Answer({**measured, "num-examples": len(rows.x), "seconds": time.perf_counter() - started}, {})
-
-
-def _trained(work: Work, number: int, message: Message, state: State | None) -> Answer:
-    started = time.perf_counter()
-    weights = work.received(arrays_of(message, "arrays"))
-    shared = arrays_of(message, "shared")
-    vectors = {name: torch.from_numpy(view(array).copy()) for name, array in shared.items()}
-    done = work.train(number, int(setting(message, "server-round", 0)), Received(weights, vectors), state)
-    reply, arrays = setting(message, "reply", "model"), {}
-    if reply == "model":
-        size, end = work.layout.size, work.layout.size + work.layout.buffer_size
-        became = Weights(weights.vector + done.vector[:size], weights.buffers + done.vector[size:end])
-        arrays["arrays"] = to_record(work.layout, became)
-    elif reply == "update":
-        arrays["update"] = ArrayRecord({"vector": encode(done.vector.numpy())})
-    figures: dict[str, Figure] = {
-        "num-examples": int(work.federation.train_rows[number]),
-        "loss": done.loss,
-        "norm": done.norm,
-        "steps": done.steps,
-        "seconds": time.perf_counter() - started,
-        "summed": int(reply == "sum"),
-    }
-    return Answer(figures | {f"scalar/{name}": value for name, value in done.scalars.items()}, arrays, done)

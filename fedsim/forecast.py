@@ -1,7 +1,9 @@
 """What a run would cost, before it is run: sizes, bytes, epsilon, and a measured estimate of the time."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +12,7 @@ from fedsim.algorithm import initial
 from fedsim.cohorts import expected_size
 from fedsim.local import Received, Work, one_thread
 from fedsim.privacy.accountant import rounded_up
-from fedsim.privacy.batches import steps_of
+from fedsim.stock import cohort_size
 
 _MEASURED_STEPS = 20
 CLIENT_ROW_BYTES, METRIC_ROW_BYTES, PRIVACY_ROW_BYTES, ROUND_ROW_BYTES, STATE_ROW_BYTES = 90, 58, 28, 280, 30
@@ -45,17 +47,17 @@ class Cost(NamedTuple):
     records: int
 
 
-def forecast(work: Work, workers: int, plain: Work | None = None) -> list[Line]:
+def forecast(work: Work, workers: int, beside: Mapping[str, Work] = MappingProxyType({})) -> list[Line]:
     """Measure one client's training and evaluation in this process and scale them up.
 
     Args:
         work: of the job.
         workers: that would share the clients.
-        plain: of the job without privacy that is run after it, if one is.
+        beside: of the jobs that are run after it, by what people call them.
     """
     federation, rounds = work.federation, work.job.scenario.rounds
-    cohort = expected_size(work.job.scenario.cohort.rule, federation.clients)
-    costs = [_cost(each, workers) for each in (work, plain) if each is not None]
+    cohort = _cohort(work)
+    costs = [_cost(each, workers) for each in (work, *beside.values())]
     seconds, models, records = (sum(parts) for parts in zip(*costs, strict=True))
     down, up = round(cohort * work.bytes_down(True)), round(cohort * work.bytes_up)
     central = [part for rows in federation.central.values() for part in rows]
@@ -63,9 +65,9 @@ def forecast(work: Work, workers: int, plain: Work | None = None) -> list[Line]:
     memory = data + round(cohort * _state_bytes(work))
     disk = f"{_size(models)} of checkpoints and models at most, {_size(records)} of records"
     time_text = f"{costs[0].seconds / rounds:.2f} s/round measured, {seconds:.0f} s in all"
-    if plain is not None:
-        disk += ", with the run without privacy"
-        time_text += f", {costs[1].seconds:.0f} of them for the run without privacy"
+    if beside:
+        disk += ", runs beside it included"
+        time_text += f", {seconds - costs[0].seconds:.0f} of them for runs beside it"
     rows = federation.train_rows
     lines = [
         Line("clients", federation.clients, f"{federation.clients:,}"),
@@ -77,12 +79,21 @@ def forecast(work: Work, workers: int, plain: Work | None = None) -> list[Line]:
         Line("memory", memory, f"{_size(data)} of rows, {_size(memory - data)} of a cohort's states"),
         Line("disk", models + records, disk),
         Line("seconds", seconds, time_text),
+        *([Line("beside", list(beside), ", ".join(beside))] if beside else []),
     ]
     return lines if work.job.privacy is None else [*lines, _epsilon(work)]
 
 
+def _cohort(work: Work) -> float:
+    """Clients a round, of those that have train rows."""
+    able = int((work.federation.train_rows > 0).sum())
+    if work.algorithm.flower is not None:
+        return cohort_size(work.algorithm.flower(), able)
+    return min(expected_size(work.job.rule, work.federation.clients), able)
+
+
 def _cost(work: Work, workers: int) -> Cost:
-    cohort = expected_size(work.job.scenario.cohort.rule, work.federation.clients)
+    cohort = _cohort(work)
     return Cost(_seconds(work, cohort, workers), _model_bytes(work, cohort), _record_bytes(work, cohort))
 
 
@@ -111,9 +122,7 @@ def _evaluated(work: Work) -> float:
 
 def _state_bytes(work: Work) -> int:
     """Bytes that one client keeps between rounds."""
-    personal = int(work.personal.sum()) if work.personal is not None else 0
-    values = len(work.algorithm.client_state) * work.layout.size + personal
-    return values * work.initial.vector.element_size()
+    return sum(vector.numel() * vector.element_size() for vector in work.first_state().values())
 
 
 def _states(work: Work, cohort: float) -> float:
@@ -164,13 +173,14 @@ def _client_rows(work: Work, cohort: float) -> float:
 
 
 def _metric_bytes(work: Work) -> int:
-    """Of metrics, in their table and in the summary: central, and clients' three ways to weight."""
+    """Of metrics, in their table and in the summary: central, and models' on clients' rows, four ways to weight."""
     scenario, names = work.job.scenario, work.problem.metric_names()
     central = -(-scenario.rounds // scenario.evaluate.every) if len(work.federation.central["validation"].x) else 0
     every = scenario.evaluate.clients_every
-    clients = 3 * -(-scenario.rounds // every) if every and _own_rows(work).any() else 0
+    models = 2 if work.algorithm.personalised else 1
+    clients = 4 * models * -(-scenario.rounds // every) if every and _own_rows(work).any() else 0
     one = sum(METRIC_ROW_BYTES + len(name.encode()) for name in names)
-    return (central + clients) * one + 4 * len(names) * SUMMARY_BYTES
+    return (central + clients) * one + (1 + 4 * models) * len(names) * SUMMARY_BYTES
 
 
 def _epsilon(work: Work) -> Line:
@@ -203,13 +213,13 @@ def _measure(work: Work) -> tuple[float, float]:
 
 def _shortened(work: Work, client: int) -> tuple[Work, float]:
     """The same work with few enough steps to be measured, and how many times as many the client takes."""
-    job, train, rows = work.job, work.job.scenario.train, int(work.federation.train_rows[client])
-    steps = train.steps or steps_of(rows, train.batch_size, train.epochs or 1)
+    job, steps = work.job, work.job.local_steps(client)
     if steps <= _MEASURED_STEPS:
         return work, 1.0
-    few = job.scenario.changed({"train.steps": _MEASURED_STEPS})
+    each = _MEASURED_STEPS if job.apart is None else 1  # of pooled rows that is a cohort's together
     privacy = job.privacy and replace(job.privacy, steps=np.minimum(job.privacy.steps, _MEASURED_STEPS))
-    return Work(replace(job, scenario=few, privacy=privacy)), steps / _MEASURED_STEPS
+    few = replace(job, scenario=job.scenario.changed({"train.steps": each}), privacy=privacy)
+    return Work(few), steps / few.local_steps(client)
 
 
 def _size(count: float) -> str:

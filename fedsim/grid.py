@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedsim.errors import StoppedByPolicy
 from fedsim.states import ClientStates, State
 
 FIRST_NODE = 2
@@ -79,10 +80,9 @@ class SimulatedGrid(Grid, ABC):
 
     def _chunk(self, numbered: list[tuple[int, Message]]) -> Chunk:
         messages = [message for _, message in numbered]
-        if messages[0].metadata.message_type != "train":
-            return Chunk(messages, {})
-        accepted = {client_number(message): setting(message, "accepted-round", 0) for message in messages}
-        return Chunk(messages, {number: self.states.get(number, int(round)) for number, round in accepted.items()})
+        accepted = {client_number(message): accepted_round(message) for message in messages}
+        states = {number: self.states.get(number, round) for number, round in accepted.items() if round is not None}
+        return Chunk(messages, states)
 
     def get_node_ids(self) -> list[int]:
         """Node ids of all clients, in order."""
@@ -114,6 +114,44 @@ class SimulatedGrid(Grid, ABC):
         return self._run
 
 
+class Selected(Grid):
+    """Some nodes of a grid, in a fixed order, to draw from: who asks sends by returning messages, never by itself."""
+
+    def __init__(self, grid: Grid, nodes: list[int]) -> None:
+        self._grid, self._ids = grid, nodes
+
+    def get_node_ids(self) -> list[int]:
+        """The nodes."""
+        return list(self._ids)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to a client."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Refused: what is sent past the loop is neither recorded nor resumed."""
+        raise StoppedByPolicy("it sends messages by itself; return them from configure_train")
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Refused, as `send_and_receive`."""
+        return [reply.metadata.reply_to_message_id for reply in self.send_and_receive(messages)]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Refused, as `send_and_receive`."""
+        return self.send_and_receive(())
+
+    def set_run(self, run: Run) -> None:
+        """Take over Flower's description of the run."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._grid.run
+
+
 def client_number(message: Message) -> int:
     """The client that a message on a simulated grid is for."""
     return message.metadata.dst_node_id - FIRST_NODE
@@ -124,6 +162,12 @@ def setting(message: Message, name: str, default: int | float | str) -> int | fl
     config = message.content.get("config")  # `config_records` would copy all records at every call
     value = config.get(name, default) if isinstance(config, ConfigRecord) else default
     return value if isinstance(value, int | float | str) else default
+
+
+def accepted_round(message: Message) -> int | None:
+    """The last round of the client that counted, 0 for none; None in a message that needs no state of it."""
+    round = int(setting(message, "accepted-round", -1))
+    return None if round < 0 else round
 
 
 def with_content(message: Message, content: RecordDict) -> Message:

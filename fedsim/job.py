@@ -4,26 +4,27 @@
 which builds model and algorithm from it by itself; the federation's arrays are shared memory there.
 """
 
-import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
 
 from fedsim import registry
+from fedsim.adversaries import Adversary, attackers, make_adversary
 from fedsim.algorithm import Algorithm
-from fedsim.cohorts import largest_size
+from fedsim.cohorts import CohortRule, expected_size, largest_size
+from fedsim.composition import algorithm_of, check_algorithm, check_driven
 from fedsim.data.build import build
 from fedsim.data.corpus import Corpus, Folders, Task
 from fedsim.data.federation import Federation
 from fedsim.errors import FedsimError, ScenarioError
 from fedsim.machine import available_memory
 from fedsim.model import check_model, check_size, make_model, model_name, model_reference
-from fedsim.parameters import Layout, layout_of
+from fedsim.parameters import layout_of
 from fedsim.privacy.plan import ExamplePrivacy, Plan, plan
 from fedsim.problem import Problem, problem_for
 from fedsim.scenario import Scenario
@@ -43,6 +44,8 @@ class Job:
         model: name or factory of the model.
         data: where the data came from: the scenario's word for it, or a Python function's name.
         privacy: the example-level mechanism with its noise solved, or None.
+        attackers: clients that follow the adversary, sorted.
+        apart: [K] everybody's train rows before one client got them all, for a pooled algorithm; else None.
     """
 
     scenario: Scenario
@@ -50,6 +53,25 @@ class Job:
     model: ModelSource
     data: str
     privacy: Plan | None
+    attackers: tuple[int, ...] = ()
+    apart: np.ndarray | None = None
+
+    @property
+    def rule(self) -> CohortRule:
+        """Who is drawn each round; of pooled rows the one client that has them, always."""
+        return self.scenario.cohort.rule if self.apart is None else CohortRule(fraction=1.0)
+
+    def local_steps(self, client: int) -> int:
+        """Optimiser steps of a client in a round; on pooled rows as many as a cohort's clients take together."""
+        if self.apart is None:
+            return self._steps_on(int(self.federation.train_rows[client]))
+        able = self.apart[self.apart > 0]
+        share = expected_size(self.scenario.cohort.rule, len(self.apart)) / len(self.apart)
+        return max(1, round(min(share, 1.0) * sum(self._steps_on(int(rows)) for rows in able)))
+
+    def _steps_on(self, rows: int) -> int:
+        train = self.scenario.train
+        return train.steps or (train.epochs or 1) * -(-rows // train.batch_size)
 
     @property
     def model_title(self) -> str:
@@ -63,6 +85,10 @@ class Job:
     def build_algorithm(self) -> Algorithm:
         """The algorithm, from its name and hyper-parameters."""
         return algorithm_of(self.scenario)
+
+    def build_adversary(self) -> Adversary | None:
+        """What attackers do."""
+        return _adversary(self.scenario, self.federation)
 
     def build_problem(self) -> Problem:
         """Loss, statistics and metrics of the task."""
@@ -83,27 +109,38 @@ def prepare(
     Raises:
         FedsimError: the first thing that does not fit, in one line.
     """
+    return prepare_on(federate(scenario, folders, data), scenario, model, data)
+
+
+def prepare_on(
+    federation: Federation, scenario: Scenario, model: ModelSource | None = None, data: CorpusSource | None = None
+) -> Job:
+    """`prepare` with data that are loaded and split already, as `federate` gives them."""
     with named(scenario.origin):
-        return _prepared(scenario, folders, model, data)
+        return _prepared(federation, scenario, model, data)
 
 
-def _prepared(scenario: Scenario, folders: Folders, model: ModelSource | None, data: CorpusSource | None) -> Job:
-    federation = _federated(scenario, folders, data)
+def _prepared(federation: Federation, scenario: Scenario, model: ModelSource | None, data: CorpusSource | None) -> Job:
     check_cohort(scenario, federation.clients)
-    source = model if model is not None else scenario.model.name
+    algorithm, apart = algorithm_of(scenario), None
+    if algorithm.pooled:
+        apart, federation = federation.train_rows, federation.pooled()
+    source = algorithm.model or (model if model is not None else scenario.model.name)
     _check_machine(scenario, source, federation)
     module = _model(scenario, source, federation)
     problem = problem_for(federation.task, federation.classes)
     check_model(model_name(source), module, problem, federation.x, federation.y)
-    algorithm = algorithm_of(scenario)
-    check_algorithm(algorithm, scenario, layout_of(module))
+    check_algorithm(algorithm, scenario, module, layout_of(module), federation.clients)
+    check_driven(algorithm, scenario, int((federation.train_rows > 0).sum()))
     privacy = _privacy(scenario, federation)
     if privacy is not None:
         from fedsim.privacy.example import private_module  # Opacus takes seconds to import
 
         twin = private_module(module, model_name(source))
         twin.module(problem.inputs(federation.x[:1]))  # the first pass tries its per-example gradients
-    return Job(scenario, federation, source, scenario.data.name if data is None else model_reference(data), privacy)
+    attacking = _attackers(scenario, federation, algorithm)
+    named_data = scenario.data.name if data is None else model_reference(data)
+    return Job(scenario, federation, source, named_data, privacy, attacking, apart)
 
 
 def federate(scenario: Scenario, folders: Folders, data: CorpusSource | None = None) -> Federation:
@@ -134,21 +171,6 @@ def _federated(scenario: Scenario, folders: Folders, data: CorpusSource | None) 
     )
 
 
-def algorithm_of(scenario: Scenario) -> Algorithm:
-    """The scenario's algorithm.
-
-    Raises:
-        ScenarioError: no such strategy, an unknown hyper-parameter or an impossible value.
-    """
-    table = scenario.strategy
-    function = registry.find("fedsim.strategies", table.name, scenario.folder, "strategy.name")
-    arguments = registry.bind(function, table.settings, "strategy", own=type(table).model_fields)
-    algorithm = registry.call(function, f"strategy {table.name}", **arguments)
-    if not isinstance(algorithm, Algorithm):
-        raise ScenarioError(f"strategy.name: {table.name} returned {type(algorithm).__name__}, not an Algorithm")
-    return algorithm
-
-
 def check_cohort(scenario: Scenario, clients: int) -> None:
     """Refuse a cohort of more clients than there are, and more replies than a cohort can give."""
     size, needed = scenario.cohort.size, scenario.cohort.min_replies
@@ -162,34 +184,6 @@ def check_cohort(scenario: Scenario, clients: int) -> None:
             f"cohort.min_replies = {needed}: a cohort here has at most {largest} of {clients} clients; "
             "lower it, or enlarge the cohort"
         )
-
-
-def check_algorithm(algorithm: Algorithm, scenario: Scenario, layout: Layout) -> None:
-    """Refuse combinations that the algorithm's theory or its privacy do not cover."""
-    train = scenario.train
-    if train.optimizer not in algorithm.optimizers and not (train.plain and "plain sgd" in algorithm.optimizers):
-        allowed = ", ".join(algorithm.optimizers)
-        raise ScenarioError(
-            f"train.optimizer = {scenario.train.optimizer!r} does not go with strategy {algorithm.name!r}, "
-            f"whose theory covers: {allowed}"
-        )
-    if scenario.privacy.example is not None and not algorithm.private:
-        raise ScenarioError(
-            f"strategy {algorithm.name!r} declares no private form, so privacy.example would promise too much; "
-            "use fedavg, or remove privacy.example"
-        )
-    if algorithm.personal is not None and not personal_mask(layout, algorithm.personal).any():
-        names = ", ".join(slot.name for slot in layout.parameters[-4:])
-        raise ScenarioError(f"strategy.personal = {algorithm.personal!r} matches no parameter; there are ..., {names}")
-
-
-def personal_mask(layout: Layout, pattern: str) -> torch.Tensor:
-    """[D] bool: coordinates whose parameter's name matches the pattern (shell style)."""
-    mask = torch.zeros(layout.size, dtype=torch.bool)
-    for slot in layout.parameters:
-        if fnmatch.fnmatchcase(slot.name, pattern):
-            mask[slot.start : slot.stop] = True
-    return mask
 
 
 def _check_machine(scenario: Scenario, source: ModelSource, federation: Federation) -> None:
@@ -207,13 +201,30 @@ def _asked(
     scenario: Scenario, source: ModelSource, federation: Federation
 ) -> tuple[ModelSource, Mapping[str, Any], tuple[int, ...], int, Task, Path]:
     """The model that a scenario asks for, as `check_size` and `make_model` take it."""
-    settings: Mapping[str, Any] = scenario.model.settings if isinstance(source, str) else {}
+    settings: Mapping[str, Any] = scenario.model.settings if source == scenario.model.name else {}
     shape = tuple(federation.x.shape[1:])
     return source, settings, shape, len(federation.classes), federation.task, scenario.folder
 
 
 def _model(scenario: Scenario, source: ModelSource, federation: Federation) -> nn.Module:
     return make_model(*_asked(scenario, source, federation), scenario.seed)
+
+
+def _attackers(scenario: Scenario, federation: Federation, algorithm: Algorithm) -> tuple[int, ...]:
+    """The clients that attack, once it is clear that the attack fits."""
+    if _adversary(scenario, federation) is None:
+        return ()
+    assert scenario.adversary is not None
+    if algorithm.pooled:
+        raise ScenarioError(f"adversary: strategy {algorithm.name!r} has one client with all rows; leave it out")
+    return tuple(attackers(scenario.adversary, scenario.seed, federation.train_rows > 0))
+
+
+def _adversary(scenario: Scenario, federation: Federation) -> Adversary | None:
+    table = scenario.adversary
+    if table is None:
+        return None
+    return make_adversary(table, federation, scenario.folder)
 
 
 def _corpus(scenario: Scenario, folders: Folders) -> Corpus:

@@ -19,12 +19,13 @@ Statistics = dict[str, np.ndarray]
 
 EvaluatedModel = Literal["global", "personal"]
 HeldOut = Literal["central-validation", "central-test", "client-validation", "client-test"]
-Weighting = Literal["rows", "clients", "worst-10%"]
-"""rows: pooled over all rows; clients: every client counts the same; worst-10%: of the clients, the worst tenth."""
+Weighting = Literal["rows", "clients", "worst-10%", "spread"]
+"""rows: pooled over all rows; clients: every client counts the same; worst-10%: of the clients, the worst tenth;
+spread: the standard deviation over clients."""
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits-per-character"})
 
-_PREFIX = "stat/"
+_PREFIXES: Mapping[EvaluatedModel, str] = {"global": "stat/", "personal": "personal-stat/"}
 _MOST_DRAWS = 1_000
 _CLIENTS_DRAWN = 1_000_000
 
@@ -63,17 +64,18 @@ def _shape(statistics: Statistics) -> dict[str, int]:
     return {name: len(statistics[name]) for name in sorted(statistics)}
 
 
-def to_record(statistics: Statistics) -> MetricRecord:
+def to_record(statistics: Statistics, model: EvaluatedModel = "global") -> MetricRecord:
     """Statistics as Flower sends them, under keys of their own so that other metrics can stand beside them."""
-    return MetricRecord({_PREFIX + name: values.tolist() for name, values in statistics.items()})
+    return MetricRecord({_PREFIXES[model] + name: values.tolist() for name, values in statistics.items()})
 
 
-def from_record(record: MetricRecord) -> Statistics:
-    """The statistics in a record, to the bit what `to_record` was given; other keys are left alone."""
+def from_record(record: MetricRecord, model: EvaluatedModel = "global") -> Statistics:
+    """The statistics of a model in a record, to the bit what `to_record` was given; other keys are left alone."""
+    prefix = _PREFIXES[model]
     return {
-        key.removeprefix(_PREFIX): np.array(values, dtype=np.float64, ndmin=1)
+        key.removeprefix(prefix): np.array(values, dtype=np.float64, ndmin=1)
         for key, values in record.items()
-        if key.startswith(_PREFIX)
+        if key.startswith(prefix)
     }
 
 
@@ -145,6 +147,19 @@ def worst_tenth(
             ascending = np.sort(defined)
             worst[metric] = _mean((ascending[::-1] if metric in LOWER_IS_BETTER else ascending)[: len(defined) // 10])
     return worst
+
+
+def spread(values: Sequence[Mapping[str, float]], rows: Sequence[int] | np.ndarray, min_rows: int) -> dict[str, float]:
+    """Each metric's standard deviation over the counted clients (of the sample: n - 1), of two at least.
+
+    Args:
+        values: one mapping per client, all with the same names.
+        rows: [K] held-out rows of these clients.
+        min_rows: a client with fewer is not counted.
+    """
+    chosen = counted(rows, min_rows)
+    defined = {metric: column[chosen & ~np.isnan(column)] for metric, column in _columns(values).items()}
+    return {metric: float(column.std(ddof=1)) for metric, column in defined.items() if len(column) > 1}
 
 
 def counted(rows: Sequence[int] | np.ndarray, min_rows: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.privacy.accountant import rounded_up
-from fedsim.progress import WIDTH
+from fedsim.progress import WIDTH, shortened
 from fedsim.reading import Records
 from fedsim.records import being_written
 
@@ -35,7 +35,10 @@ class Overview:
         rounds, planned: committed, and asked for (None where the scenario cannot be read).
         seconds: of all committed rounds.
         chosen_by, best_round, best_value: the validation metric that chooses, and the best so far.
-        metric, value: the test metric of the best model; None before the run has finished.
+        metric, value: the test metric that judges the run, of the best model, or of clients' own after the last round
+            where there is no other; None before the run has finished.
+        personal: the same figure of clients' own models after the last round, the mean over clients; None where they
+            have none.
         epsilon, delta: spent so far by the client that spent most.
         fingerprint: of the model after the last round.
         tags: with their notes.
@@ -54,6 +57,7 @@ class Overview:
     best_value: float | None
     metric: str | None
     value: float | None
+    personal: float | None
     epsilon: float | None
     delta: float | None
     fingerprint: str | None
@@ -78,6 +82,13 @@ def runs(folder: Path) -> tuple[list[Overview], dict[Path, str]]:
     return sorted(found, key=lambda run: run.started, reverse=True), unreadable
 
 
+def beside(folder: Path) -> list[Overview]:
+    """The runs made beside a run, which lie in its folder, in the order in which they were begun."""
+    within = sorted(path for path in folder.iterdir() if path.is_dir())
+    found = [run for path in within for run in runs(path)[0]]
+    return sorted(found, key=lambda run: run.started)
+
+
 def run_lines(found: Sequence[Overview], unreadable: Mapping[Path, str]) -> list[str]:
     """For people: a run's folder and figures, and under it the title; at most 80 columns but for a long folder."""
     lines = []
@@ -97,7 +108,7 @@ def overview(folder: Path, records: Records, scenario: Values) -> Overview:
     last = next(iter(last_rounds(records, 1)), {})
     privacy = summary.get("privacy", {})
     chosen_by, best_round, best_value = _best(records, scenario, summary, totals["best"])
-    metric = headline("test", summary.get("metrics", {}))
+    metric, value = _judged(summary)
     return Overview(
         folder=str(folder),
         title=str(summary.get("title") or scenario.get("title") or folder.name),
@@ -111,7 +122,8 @@ def overview(folder: Path, records: Records, scenario: Values) -> Overview:
         best_round=best_round,
         best_value=best_value,
         metric=metric,
-        value=summary["metrics"][metric] if metric else None,
+        value=value,
+        personal=personal("test", summary.get("metrics_last_round", {}))[1],
         epsilon=privacy.get("largest", last.get("epsilon")),
         delta=privacy.get("delta", _delta(scenario)),
         fingerprint=last.get("fingerprint"),
@@ -143,6 +155,21 @@ def headline(part: str, metrics: Collection[str]) -> str | None:
     return next((name for name in names if name in metrics), None)
 
 
+def _judged(summary: Values) -> tuple[str | None, float | None]:
+    """The test metric that judges a run, and its value; summaries of earlier versions do not name it."""
+    named = summary.get("headline")
+    if named is not None:
+        return (named["metric"], named["value"]) if named["value"] is not None else (None, None)
+    metric = headline("test", summary.get("metrics", {}))
+    return metric, summary["metrics"][metric] if metric else None
+
+
+def personal(part: str, metrics: Mapping[str, float | None]) -> tuple[str | None, float | None]:
+    """The full name and value of what judges clients' own models on validation or test rows; None where none does."""
+    names = [f"personal/client-{part}/clients/{name}" for name in HEADLINES]
+    return next(((name, metrics[name]) for name in names if name in metrics), (None, None))
+
+
 def plain_scenario(folder: Path) -> Values:
     """The resolved scenario as plain tables; empty where it has gone."""
     with suppress(OSError, ValueError):
@@ -172,8 +199,10 @@ def rounds_of(run: Overview) -> str:
 
 def short(name: str) -> str:
     """The column of a metric."""
-    *_, weighting, metric = name.split("/", 3)
-    return "worst 10%" if weighting == "worst-10%" else HEADLINES.get(metric, metric)
+    model, _, weighting, metric = name.split("/", 3)
+    if weighting == "worst-10%":
+        return "worst 10%"
+    return "personal" if model == "personal" and metric != "loss" else HEADLINES.get(metric, metric)
 
 
 def figure(value: float | None) -> str:
@@ -186,11 +215,6 @@ def figure(value: float | None) -> str:
 def moment(seconds: float) -> str:
     """A Unix time as a local date."""
     return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
-
-
-def shortened(text: str, width: int) -> str:
-    """A text of at most so many columns."""
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 _FOLDER = 38  # columns; what `fedsim run` makes without --out has 34 with a short scenario's name
@@ -206,7 +230,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         if "run.db" in files:
             yield Path(place)
-            folders.clear()  # the run without privacy inside belongs to this one
+            folders.clear()  # runs beside it, in its folder, belong to this one
         folders[:] = [name for name in folders if not name.startswith(".")]
 
 
@@ -221,6 +245,8 @@ def _title(run: Overview) -> str:
     name, value = (run.metric, run.value) if run.metric else (run.chosen_by, run.best_value)
     if name is not None and value is not None:
         figures.append(f"{short(name)} {figure(value)}")
+    if run.personal is not None and not (name or "").startswith("personal/"):
+        figures.append(f"personal {figure(run.personal)}")
     if run.epsilon is not None:
         figures.append(f"epsilon {rounded_up(run.epsilon)}")
     return " · ".join([*figures, *(f"#{tag['name']}" for tag in run.tags)])

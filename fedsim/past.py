@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import ConfigRecord
 
 from fedsim.cohorts import sample
+from fedsim.driving import Driven, StockStrategy, strategy_for
 from fedsim.engine.inline import InlineEngine
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.flower import AlgorithmStrategy
@@ -122,8 +123,14 @@ def before(past: Past, round: int, client: int, progress: Progress) -> Before:
 
 
 def cohorts(job: Job, last: int, since: Checkpoint | None = None) -> Iterator[list[int]]:
-    """The cohort of every round up to `last`, from the first or the one after a checkpoint; nobody trains for it."""
-    federation, rule, seed = job.federation, job.scenario.cohort.rule, job.scenario.seed
+    """The cohort of every round up to `last`, from the first or the one after a checkpoint; nobody trains for it.
+
+    A Flower Strategy draws them as it would if nobody had trained: a user's that looks at replies may draw others.
+    """
+    if job.build_algorithm().flower is not None:
+        yield from _driven_cohorts(job, last, since)
+        return
+    federation, rule, seed = job.federation, job.rule, job.scenario.seed
     limit = job.privacy.max_participations if job.privacy is not None else None
     first, counts = 1, np.zeros(federation.clients, dtype=np.int64)
     if since is not None:
@@ -132,6 +139,20 @@ def cohorts(job: Job, last: int, since: Checkpoint | None = None) -> Iterator[li
         cohort = sample(rule, seed, number, counts, limit, able=federation.train_rows > 0)
         counts[cohort] += 1
         yield cohort
+
+
+def _driven_cohorts(job: Job, last: int, since: Checkpoint | None) -> Iterator[list[int]]:
+    work, grid = Work(job), InlineEngine().grid(job)
+    strategy = StockStrategy(work)
+    if since is not None:
+        strategy.restore(since.round, since.snapshot)
+    for number in range(since.round + 1 if since is not None else 1, last + 1):
+        yield _drawn(work, strategy, number, grid)
+
+
+def _drawn(work: Work, strategy: StockStrategy, round: int, grid: SimulatedGrid) -> list[int]:
+    strategy.configure_train(round, to_record(work.layout, strategy.weights), ConfigRecord(), grid)
+    return strategy.cohort
 
 
 def checkpoint_at(past: Past, records: Records, row: RoundRow) -> Checkpoint:
@@ -172,21 +193,24 @@ def _check(past: Past, round: int, client: int) -> None:
 
 def _since(past: Past, records: Records, row: RoundRow | None, round: int, client: int, progress: Progress) -> Before:
     """From one checkpoint, or the initial model."""
-    strategy = AlgorithmStrategy(past.work)
+    strategy = strategy_for(past.work)
     states = ClientStates(past.job.federation.clients, past.path / "checkpoints")
     point = checkpoint_at(past, records, row) if row is not None else None
     if point is not None:
         strategy.restore(point.round, point.snapshot)
         states.restore(point.places)
     start = point.round if point is not None else 0
-    _check_cohort(past, round, client, point)
+    if isinstance(strategy, AlgorithmStrategy):
+        *_, cohort = cohorts(past.job, round, point)
+        _check_cohort(past, round, client, cohort)
     _run_again(past, records, strategy, states, range(start + 1, round), progress)
+    if isinstance(strategy, StockStrategy):  # whom it draws may depend on what it has seen
+        _check_cohort(past, round, client, _drawn(past.work, strategy, round, InlineEngine().grid(past.job)))
     shared = {name: vector.clone() for name, vector in strategy.server.shared.items()}
     return Before(start, Received(strategy.weights, shared), states.get(client, int(strategy.accepted[client])))
 
 
-def _check_cohort(past: Past, round: int, client: int, since: Checkpoint | None) -> None:
-    *_, cohort = cohorts(past.job, round, since)
+def _check_cohort(past: Past, round: int, client: int, cohort: Sequence[int]) -> None:
     if client not in cohort:
         took_part = [number for number, each in enumerate(cohorts(past.job, past.rounds), 1) if client in each]
         where = f"it was in {ranges('round', took_part)}" if took_part else "nor in that of any other round"
@@ -194,7 +218,7 @@ def _check_cohort(past: Past, round: int, client: int, since: Checkpoint | None)
 
 
 def _run_again(
-    past: Past, records: Records, strategy: AlgorithmStrategy, states: ClientStates, rounds: range, progress: Progress
+    past: Past, records: Records, strategy: Driven, states: ClientStates, rounds: range, progress: Progress
 ) -> None:
     """Train rounds as they were trained, and nothing else: no evaluation, nothing written."""
     if not rounds:
@@ -227,7 +251,7 @@ def _say_other(past: Past, round: int, then: str, now: str, progress: Progress) 
     progress.note(text)
 
 
-def _train(number: int, records: Records, strategy: AlgorithmStrategy, grid: SimulatedGrid, work: Work) -> None:
+def _train(number: int, records: Records, strategy: Driven, grid: SimulatedGrid, work: Work) -> None:
     """One round's training and server step.
 
     Clients that failed are not asked: perhaps they were late, or their worker died, and here they would not fail.
@@ -236,4 +260,4 @@ def _train(number: int, records: Records, strategy: AlgorithmStrategy, grid: Sim
     failed = {row.client for row in rows if row.phase == "train" and row.status == "failed"}
     messages = strategy.configure_train(number, to_record(work.layout, strategy.weights), ConfigRecord(), grid)
     asked = [message for message in messages if client_number(message) not in failed]
-    strategy.aggregate_train(number, grid.send_and_receive(messages=asked))
+    strategy.aggregate_train(number, strategy.received(number, grid.send_and_receive(messages=asked)))

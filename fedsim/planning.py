@@ -1,22 +1,25 @@
 """What is to be run: from what a caller gives to checked jobs, and what they would cost."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedsim import companions
 from fedsim import scenario as scenarios
+from fedsim.companions import Companion
+from fedsim.composition import algorithm_of
 from fedsim.data.corpus import Folders
 from fedsim.environment import environment
 from fedsim.forecast import Line
 from fedsim.forecast import forecast as forecast_work
-from fedsim.job import CorpusSource, Job, ModelSource, check_algorithm, named, prepare
+from fedsim.job import CorpusSource, Job, ModelSource, federate, named, prepare_on
 from fedsim.local import Work
 from fedsim.machine import cores
 from fedsim.model import model_reference
-from fedsim.parameters import layout_of
 from fedsim.scenario import Scenario
 from fedsim.stopping import Watch
+
+_CUT_BY_FAST = ("rounds", "train.steps", "train.epochs")
 
 
 def as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenario:
@@ -30,53 +33,40 @@ def as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenario
 
 def forecast(scenario: Scenario, data_dir: Path | None) -> list[Line]:
     """What a scenario would cost; one client is trained to measure it, nothing is written."""
-    job, plain = jobs(scenario, Folders.of(data_dir, scenario.folder))
+    job, beside = jobs(scenario, Folders.of(data_dir, scenario.folder))
     workers = 1 if scenario.engine.kind == "inline" else scenario.engine.workers or cores()
     with named(scenario.origin):
-        return forecast_work(Work(job), workers, Work(plain) if plain is not None else None)
+        return forecast_work(Work(job), workers, {companions.title(place): Work(each) for place, each in beside})
 
 
 def fast(scenario: Scenario) -> Scenario:
     """The same scenario cut down to a check of all its parts: two clients, two batches, one evaluation."""
     cuts: dict[str, Any] = {
         "rounds": 1,
-        "cohort.size": 1 if scenario.data.partition.get("clients") == 1 else 2,
         "train.steps": 2,
         "stop": {},
-        "privacy": scenario.privacy.model_copy(update={"without": None}).model_dump(exclude_none=True),
     }
+    with named(scenario.origin):
+        draws = algorithm_of(scenario).flower is None
+    if draws:  # a Flower Strategy has a rule of its own
+        cuts["cohort.size"] = 1 if scenario.data.partition.get("clients") == 1 else 2
+    if scenario.privacy.without is not None:
+        uncut = {key: value for key, value in scenario.privacy.changes.items() if key not in _CUT_BY_FAST}
+        cuts["privacy.without"] = uncut
     if scenario.cohort.min_replies is not None:
         cuts["cohort.min_replies"] = 1
     return scenario.changed(cuts)
 
 
-def without_privacy(job: Job) -> Job:
-    """The same job, promising nothing; `privacy.without` says what else differs (a learning rate that suits).
-
-    Raises:
-        FedsimError: what differs is not known or does not fit.
-    """
-    scenario = job.scenario
-    changes = scenario.privacy.changes
-    kept = scenario.stop.model_copy(update={"epsilon": None}).model_dump(exclude_none=True)  # nothing is spent
-    title = ", ".join([f"{scenario.title}, without privacy", *(f"{key} = {value}" for key, value in changes.items())])
-    changed = scenario.changed(
-        {"stop": kept, **changes, "title": title, "privacy": {}}, f"{scenario.origin}: privacy.without"
-    )
-    plain = replace(job, scenario=changed, privacy=None)
-    with named(changed.origin):
-        check_algorithm(plain.build_algorithm(), changed, layout_of(plain.build_model()))
-    Watch.of(changed, plain.build_problem(), plain.federation)
-    return plain
-
-
 def jobs(
     scenario: Scenario, folders: Folders, model: ModelSource | None = None, data: CorpusSource | None = None
-) -> tuple[Job, Job | None]:
-    """The job, and the one without privacy to be run beside it; whatever is wrong is told before anything starts."""
-    job = prepare(scenario, folders, model, data)
+) -> tuple[Job, list[Companion]]:
+    """The job, and those to be run beside it; whatever is wrong is told before anything starts."""
+    beside = companions.scenarios(scenario)
+    federation = federate(scenario, folders, data)
+    job = prepare_on(federation, scenario, model, data)
     Watch.of(scenario, job.build_problem(), job.federation)
-    return job, without_privacy(job) if scenario.privacy.without is not None else None
+    return job, [companions.companion(place, each, federation, model, data) for place, each in beside.items()]
 
 
 def provenance(job: Job) -> dict[str, Any]:

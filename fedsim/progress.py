@@ -60,6 +60,7 @@ class Lines:
         self._rounds = 0
         self._seconds, self._lines = 0.0, 0
         self._columns: tuple[str, ...] = ()
+        self._width = 11
         self._lock = threading.RLock()  # a round's line comes from the thread that has committed it
 
     def begin(self, title: str, facts: Sequence[str], notes: Sequence[str], rounds: int) -> None:
@@ -91,12 +92,13 @@ class Lines:
         """Print the round's line, and the columns' names before the first."""
         if not self._columns:
             self._columns = tuple(shown)
-            heads = "".join(f"{name:>11}" for name in self._columns)
+            self._width = 11 if len(shown) < 4 else 10
+            heads = "".join(f"{name:>{self._width}}" for name in self._columns)
             epsilon = " epsilon" if record.epsilon is not None else ""
             self._print(f" round{heads}  failed{epsilon}   s/round    left")
         self._seconds, self._lines = self._seconds + record.seconds, self._lines + 1
         left = self._seconds / self._lines * (self._rounds - record.number)
-        cells = "".join(f"{_number(shown.get(name)):>11}" for name in self._columns)
+        cells = "".join(f"{_number(shown.get(name)):>{self._width}}" for name in self._columns)
         epsilon = f" {rounded_up(record.epsilon):>7}" if record.epsilon is not None else ""
         self._print(f"{record.number:6d}{cells}  {record.failed:6d}{epsilon}   {record.seconds:7.2f} {_clock(left):>7}")
 
@@ -115,6 +117,11 @@ def wrapped(text: str, indent: int = 0) -> list[str]:
     """A text as lines of at most 80 columns; those after the first are indented by two more."""
     first, others = " " * indent, " " * (indent + 2)
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
+
+
+def shortened(text: str, width: int) -> str:
+    """A text of at most so many columns."""
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _number(value: float | None) -> str:

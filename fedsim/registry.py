@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -35,6 +36,11 @@ def members(package: str) -> list[str]:
     """Names of a package's entries: its public files, dashes for underscores."""
     found = pkgutil.iter_modules(importlib.import_module(package).__path__)
     return sorted(entry.name.replace("_", "-") for entry in found if not entry.name.startswith("_"))
+
+
+def as_path(name: str) -> str:
+    """A scenario's word as one part of a path, the same for dashes and underscores: mine.py-alone of mine.py:alone."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name)
 
 
 def is_file(path: Path) -> bool:

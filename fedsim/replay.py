@@ -15,12 +15,13 @@ from fedsim import seeds
 from fedsim.algorithm import Local, Upload
 from fedsim.errors import ClientError, Interrupted
 from fedsim.job import CorpusSource, ModelSource
-from fedsim.local import Contribution, Step, Work, one_thread
+from fedsim.local import Contribution, Work, one_thread
 from fedsim.overview import figure
 from fedsim.past import Past, before, reopen
 from fedsim.progress import Progress, Silent, wrapped
 from fedsim.records import ClientRow, finite
 from fedsim.stored import open_run
+from fedsim.training import Step
 
 
 class Verdict(NamedTuple):

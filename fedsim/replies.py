@@ -12,7 +12,7 @@ from fedsim.errors import ClientError
 from fedsim.evaluation import headline
 from fedsim.grid import client_number
 from fedsim.local import Work
-from fedsim.metrics import Statistics, add
+from fedsim.metrics import EvaluatedModel, Statistics, add
 from fedsim.parameters import view
 from fedsim.records import ClientRow, finite
 
@@ -26,6 +26,9 @@ def client_row(round: int, message: Message, reply: Message, work: Work, epsilon
         measured, name = work.problem.metrics(metrics.from_record(figures)), headline(work.federation.task)
         values["loss"] = measured["loss"]
         values |= {f"scalar/{name}": measured[name]} if math.isfinite(measured[name]) else {}
+        if own := metrics.from_record(figures, "personal"):
+            mine = work.problem.metrics(own)[name]
+            values |= {f"scalar/personal/{name}": mine} if math.isfinite(mine) else {}
     number = client_number(message)
     return ClientRow(
         round=round,
@@ -46,9 +49,10 @@ def client_row(round: int, message: Message, reply: Message, work: Work, epsilon
     )
 
 
-def statistics_of(replies: Iterable[Message]) -> list[Statistics]:
-    """The additive statistics in sound evaluation replies, in order."""
-    return [metrics.from_record(metrics_of(reply)) for reply in replies if not reply.has_error()]
+def statistics_of(replies: Iterable[Message], model: EvaluatedModel = "global") -> list[Statistics]:
+    """The additive statistics of a model in sound evaluation replies, in order."""
+    found = [metrics.from_record(metrics_of(reply), model) for reply in replies if not reply.has_error()]
+    return [statistics for statistics in found if statistics]
 
 
 def total_statistics(replies: Sequence[Message]) -> Statistics:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import scenario as scenarios
+from fedsim.companions import Companion, compared, folder_of
+from fedsim.companions import scenarios as companion_scenarios
 from fedsim.data.corpus import Folders
 from fedsim.engine import Engine, start_engine
 from fedsim.environment import decisive_differences, numerical_differences
@@ -19,12 +21,12 @@ from fedsim.model import model_files
 from fedsim.observers import Observer
 from fedsim.planning import jobs, provenance
 from fedsim.progress import Progress, Silent
-from fedsim.rounds import execute, run_job
-from fedsim.runs import WITHOUT_PRIVACY, RunFolder
+from fedsim.rounds import create_folder, execute, succeeded
+from fedsim.runs import RunFolder
 from fedsim.scenario import Scenario
 from fedsim.scenario_files import assignments, override
 from fedsim.stored import open_run, reading, source_hashes, stored_environment, stored_scenario
-from fedsim.summary import Result, with_price
+from fedsim.summary import Result
 
 FREE = ("engine", "checkpoint", "records", "stop")
 """Tables whose keys may change when a run goes on: no trained bit depends on them."""
@@ -64,32 +66,31 @@ def resume(
         raise RunFolderError(
             f"{path} was written by an earlier fedsim, with schema {version}; it can be read, not resumed"
         )
-    plain_path = path / WITHOUT_PRIVACY
     _check_rounds(path, scenario, done)
     unchanged = scenario.to_toml() == scenarios.parse(stored_scenario(path), scenario.folder, "before").to_toml()
-    if unchanged and summary.get("status") == "done" and _plain_finished(scenario, plain_path):
+    if unchanged and summary.get("status") == "done" and _all_finished(path, scenario):
         early = f" early ({summary['stop']['reason']}); change that rule by --set" if summary.get("stop") else ""
         more = f"fedsim resume {path} --rounds {2 * scenario.rounds}"
         raise ScenarioError(f"{path} has finished{early}; for more rounds: {more}")
     progress.phase("loading the data")
-    job, plain_job = restored_jobs(path, scenario, model, data, data_dir)
+    job, beside = restored_jobs(path, scenario, model, data, data_dir)
     with _reopened(path, job) as folder:
         progress.phase("starting the workers")
         with closing(start_engine(scenario.engine)) as engine:
-            result = execute(job, engine, folder, progress, observers, resumed=True)
-            if plain_job is not None:
-                plain = _plain(plain_job, engine, plain_path, progress, observers)
-                result = with_price(result, plain)
+            result = succeeded(execute(job, engine, folder, progress, observers, resumed=True))
+            others = {
+                place: _companion(each, engine, folder_of(place, path), progress, observers) for place, each in beside
+            }
+            result = compared(result, others)
             progress.end(result.lines)
             return result
 
 
-def _plain(job: Job, engine: Engine, path: Path, progress: Progress, observers: Sequence[Observer]) -> Result:
-    """The run without privacy beside a run: gone on with, or begun."""
-    if not path.exists():
-        return run_job(job, engine, path, progress, observers)
-    with _reopened(path, job) as folder:
-        return execute(job, engine, folder, progress, observers, resumed=True)
+def _companion(job: Job, engine: Engine, path: Path, progress: Progress, observers: Sequence[Observer]) -> Result:
+    """A run beside the run: gone on with, or begun."""
+    begun = path.exists()
+    with _reopened(path, job) if begun else create_folder(job, path) as folder:
+        return execute(job, engine, folder, progress, observers, resumed=begun)
 
 
 def _reopened(path: Path, job: Job) -> RunFolder:
@@ -129,15 +130,15 @@ def restored_jobs(
     model: ModelSource | None = None,
     data: CorpusSource | None = None,
     data_dir: Path | None = None,
-) -> tuple[Job, Job | None]:
-    """The job of a run and the one without privacy beside it, made anew and compared with what they were.
+) -> tuple[Job, list[Companion]]:
+    """The job of a run and those beside it, made anew and compared with what they were.
 
     Raises:
         ScenarioError: they are not the same.
     """
     then = stored_environment(path)
     _check_objects(path, scenario, then, model, data)
-    job, plain = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data)
+    job, beside = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data)
     now = {**provenance(job), "sources": source_hashes([*scenario.own_files(), *model_files(job.model)])}
     if others := list(decisive_differences(then, now)):
         raise ScenarioError(f"{path} was made with something else, {'; '.join(others)}. Its own files are in sources/.")
@@ -152,7 +153,7 @@ def restored_jobs(
             f"{path}: {'; '.join(odd)}: the bits would perhaps not be those of an uninterrupted run. To go on all the "
             "same: --set 'engine.bits=not guaranteed'"
         )
-    return job, plain
+    return job, beside
 
 
 def _check_objects(
@@ -179,11 +180,13 @@ def _check_rounds(path: Path, scenario: Scenario, done: int) -> None:
         raise ScenarioError("--rounds: the cosine schedule of this run's learning rate was made for its own rounds")
 
 
-def _plain_finished(scenario: Scenario, plain: Path) -> bool:
-    """Whether the run without privacy beside it, if one was asked for, has finished too."""
-    if scenario.privacy.without is None:
-        return True
-    if not plain.exists():
+def _all_finished(path: Path, scenario: Scenario) -> bool:
+    """Whether all runs beside a run have finished too."""
+    return all(_finished(folder_of(place, path)) for place in companion_scenarios(scenario))
+
+
+def _finished(path: Path) -> bool:
+    if not path.exists():
         return False
-    with closing(open_run(plain)) as records, reading(plain):
+    with closing(open_run(path)) as records, reading(path):
         return bool(records.summary())

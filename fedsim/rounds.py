@@ -19,12 +19,14 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from fedsim.background import InOrder
+from fedsim.companions import compared, folder_of
 from fedsim.data.corpus import Folders
 from fedsim.data.federation import CentralPart, Part
+from fedsim.driving import strategy_for
 from fedsim.engine import Engine, start_engine
 from fedsim.errors import ClientError, Interrupted, StoppedByPolicy
-from fedsim.evaluation import central_metrics
-from fedsim.flower import AlgorithmStrategy, central_messages
+from fedsim.evaluation import attack_success, central_metrics
+from fedsim.flower import central_messages
 from fedsim.grid import SimulatedGrid, client_number
 from fedsim.job import CorpusSource, Job, ModelSource
 from fedsim.local import Work, one_thread
@@ -37,12 +39,12 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.progress import Progress, Silent
 from fedsim.records import Account, ClientRow, Event, RoundRecord, keep_rows
 from fedsim.replies import client_row, total_statistics
-from fedsim.runs import WITHOUT_PRIVACY, Best, Restored, RunFolder, check_out
+from fedsim.runs import Best, Restored, RunFolder, check_out
 from fedsim.scenario import Scenario
 from fedsim.signals import Interrupts
 from fedsim.states import ClientStates
 from fedsim.stopping import Stop, Watch, after_replies, largest_updates
-from fedsim.summary import Ending, Result, heading, live_figures, model_card, notes, summarise, with_price
+from fedsim.summary import Ending, Result, heading, live_figures, model_card, notes, summarise
 
 
 def run(
@@ -75,14 +77,16 @@ def run(
     scenario = as_scenario(scenario)
     progress = progress or Silent()
     progress.phase("loading the data")
-    job, plain_job = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data)
+    job, beside = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data)
     check_out(out)
     progress.phase("starting the workers")
     with closing(start_engine(scenario.engine)) as engine, create_folder(job, out) as folder:
-        result = execute(job, engine, folder, progress, observers)
-        if plain_job is not None:
-            plain = run_job(plain_job, engine, folder.path / WITHOUT_PRIVACY, progress, observers)
-            result = with_price(result, plain)
+        result = succeeded(execute(job, engine, folder, progress, observers))
+        others = {}
+        for place, each in beside:
+            with create_folder(each, folder_of(place, folder.path)) as inner:
+                others[place] = execute(each, engine, inner, progress, observers)
+        result = compared(result, others)
         progress.end(result.lines)
         return result
 
@@ -92,7 +96,19 @@ def run_job(
 ) -> Result:
     """Run a prepared job on a running engine and leave its folder."""
     with create_folder(job, out) as folder:
-        return execute(job, engine, folder, progress, observers)
+        return succeeded(execute(job, engine, folder, progress, observers))
+
+
+def succeeded(result: Result) -> Result:
+    """A result, unless the run ended by its failure rules.
+
+    Raises:
+        StoppedByPolicy: it did.
+    """
+    if result.values["status"] == "stopped":
+        reason, rounds = result.values["stop"]["reason"], result.values["rounds"]
+        raise StoppedByPolicy(f"{reason} {result.folder} keeps {rounds} committed rounds.")
+    return result
 
 
 @one_thread()
@@ -119,7 +135,10 @@ def execute(
     *,
     resumed: bool = False,
 ) -> Result:
-    """Do what is left of a run in its folder: all of a new one, or what comes after the last sound checkpoint."""
+    """Do what is left of a run in its folder: all of a new one, or what comes after the last sound checkpoint.
+
+    A run that its failure rules end has a result too, whose status is "stopped".
+    """
     scenario, interrupts = job.scenario, Interrupts()
     work = Work(job)
     clients, start = job.federation.clients, work.initial
@@ -138,8 +157,6 @@ def execute(
         result = running.finish(stop)
     for observer in observers:
         observer.run_finished(result)
-    if stop is not None and stop.failed:
-        raise StoppedByPolicy(f"{stop.reason} {folder.path} keeps {running.done} committed rounds.")
     return result
 
 
@@ -172,7 +189,7 @@ class Run:
         observers: Sequence[Observer] = (),
     ) -> None:
         self.scenario = work.job.scenario
-        self.strategy = AlgorithmStrategy(work)
+        self.strategy = strategy_for(work)
         self.ledger = Ledger(work.job.privacy) if work.job.privacy is not None else None
         self.model = Model(to_record(work.layout, work.initial), work.initial)
         self.best = Best(0, work.initial)
@@ -181,7 +198,7 @@ class Run:
         self._interrupts, self._progress, self._observers = interrupts, progress, observers
         self._commits = InOrder()
         self._leaving = False
-        self._failures: list[Event] = []
+        self._events: list[Event] = []
         self._started = time.perf_counter()
 
     def restore(self, restored: Restored) -> Stop | None:
@@ -208,18 +225,22 @@ class Run:
         """One round, committed; or a reason to end the run before or after it."""
         clock = time.perf_counter()
         self._progress.phase(f"round {number}: training")
-        messages = self.strategy.configure_train(number, self.model.record, ConfigRecord(), self._grid)
+        try:
+            messages = self.strategy.configure_train(number, self.model.record, ConfigRecord(), self._grid)
+        except StoppedByPolicy as error:
+            return Stop("failure", str(error), failed=True)
         if (stop := self._spent_budget(number)) is not None:
             return stop
         if self.ledger is not None:
             self.ledger.charge(self.strategy.cohort)
-        replies = self._grid.send_and_receive(messages=messages)
+        replies = self.strategy.received(number, self._grid.send_and_receive(messages=messages))
         if (stop := self._failed(number, replies)) is not None:
             return stop
         accounts = self.ledger.rows(self.strategy.cohort) if self.ledger is not None else []
         rows = self._rows(number, messages, replies, accounts)
         try:
             arrays, _ = self.strategy.aggregate_train(number, replies)
+            self._unused(self.strategy.unused)
             model = Model(arrays, self.strategy.weights) if arrays is not None else self.model
             metrics = self._validate(number, model, rows)
         except (StoppedByPolicy, ClientError) as error:
@@ -242,13 +263,14 @@ class Run:
         """Test the last and the best model, and write the summary."""
         self._settle()
         self._progress.phase("testing the last and the best model")
-        last = self._test(self.model.record)
-        same = self.best.weights is self.model.weights
-        best = last if same else self._test(to_record(self._work.layout, self.best.weights))
+        clients: list[ClientRow] = []
+        last = self._test(self.model.record, self._work.algorithm.personalised, clients)
+        same = self.best.round == self.done
+        best = last if same else self._test(to_record(self._work.layout, self.best.weights), False, [])
         seconds = time.perf_counter() - self._started
-        ending = Ending(stop, self.done, seconds, self.model.weights, last, best)
+        ending = Ending(stop, self.done, seconds, self.model.weights, last, best, clients)
         result = summarise(self._work, self._folder.path, self._watch, self.ledger, ending)
-        events = [*self._failures, *([Event(stop.kind, stop.reason)] if stop is not None else [])]
+        events = [*self._events, *([Event(stop.kind, stop.reason)] if stop is not None else [])]
         self._folder.finish(
             result.values,
             model_card(self._work, result),
@@ -287,8 +309,14 @@ class Run:
         reasons = [str(reply.error.reason) for reply in replies if reply.has_error()]
         stop = after_replies(number, reasons, len(replies), self.scenario.cohort)
         if stop is not None:
-            self._failures = [Event("client failed", reason) for reason in reasons]  # no round will record them
+            self._events += [Event("client failed", reason) for reason in reasons]  # no round will record them
         return stop
+
+    def _unused(self, reason: str | None) -> None:
+        """Note a round whose answers were too few for what combines them."""
+        if reason is not None:
+            self._events.append(Event("round unused", reason))
+            self._progress.note(reason)
 
     def _rows(
         self, number: int, messages: Sequence[Message], replies: Sequence[Message], accounts: Sequence[Account]
@@ -307,29 +335,39 @@ class Run:
         every = self.scenario.evaluate.clients_every
         if every and (last or number % every == 0):
             self._progress.phase(f"round {number}: evaluating on clients' own rows")
-            metrics |= self._on_clients(number, model.record, "validation", rows)
+            metrics |= self._on_clients(number, model.record, "validation", rows, self._work.algorithm.personalised)
         return metrics
 
-    def _test(self, model: ArrayRecord) -> dict[str, float]:
-        """Test metrics of a model; none where it cannot be measured, which then is why the run has ended."""
+    def _test(self, model: ArrayRecord, personal: bool, rows: list[ClientRow]) -> dict[str, float]:
+        """Test metrics of a model, and of clients' own beside the last; clients' rows are added to `rows`.
+
+        None where it cannot be measured, which then is why the run has ended.
+        """
         try:
             metrics = self._centrally(model, "test")
             if self.scenario.evaluate.clients_every:
-                metrics |= self._on_clients(self.done, model, "test", [])
+                metrics |= self._on_clients(self.done, model, "test", rows, personal)
         except ClientError:
             return {}
         return metrics
 
     def _centrally(self, model: ArrayRecord, part: CentralPart) -> dict[str, float]:
-        rows = len(self._work.federation.central[part].x)
+        work, rows = self._work, len(self._work.federation.central[part].x)
         if not rows:
             return {}
-        messages = central_messages(model, part, rows, self.scenario.evaluate.batch_size)
-        statistics = total_statistics(self._grid.send_and_receive(messages=messages))
-        return central_metrics(self._work.problem, statistics, part)
+        batch = self.scenario.evaluate.batch_size
+        statistics = total_statistics(self._grid.send_and_receive(messages=central_messages(model, part, rows, batch)))
+        metrics = central_metrics(work.problem, statistics, part)
+        if work.adversary is not None and work.adversary.target is not None:
+            messages = central_messages(model, part, rows, batch, triggered=True)
+            triggered = total_statistics(self._grid.send_and_receive(messages=messages))
+            metrics |= attack_success(triggered, work.adversary.target, len(work.federation.classes), part)
+        return metrics
 
-    def _on_clients(self, number: int, model: ArrayRecord, part: Part, rows: list[ClientRow]) -> dict[str, float]:
-        config = ConfigRecord({"part": part})
+    def _on_clients(
+        self, number: int, model: ArrayRecord, part: Part, rows: list[ClientRow], personal: bool
+    ) -> dict[str, float]:
+        config = ConfigRecord({"part": part, "personal": personal})
         messages = self.strategy.configure_evaluate(number, model, config, self._grid)
         replies = self._grid.send_and_receive(messages=messages)
         failed = next((str(reply.error.reason) for reply in replies if reply.has_error()), None)

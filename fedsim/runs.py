@@ -27,8 +27,6 @@ from fedsim.records import Account, CheckpointFiles, ClientRow, Event, RoundReco
 from fedsim.states import STATES, Kept, named_states, states_file
 from fedsim.stored import reading, source_names
 
-WITHOUT_PRIVACY = "without-privacy"
-"""Where in a run's folder the folder of the same run without privacy is."""
 _LONGEST_SLUG = 80  # a file system allows 255 bytes for the whole name
 
 
@@ -176,8 +174,9 @@ class RunFolder:
 
     @property
     def whole(self) -> Path:
-        """The folder that `fedsim resume` takes: this one, or that of the private run beside which this one is."""
-        return self.path.parent if self.path.name == WITHOUT_PRIVACY else self.path
+        """The folder that `fedsim resume` takes: this one, or that of the run in whose folder it lies."""
+        above = (self.path.parents[1], self.path.parent) if len(self.path.parents) > 1 else ()
+        return next((folder for folder in above if (folder / "run.db").exists()), self.path)
 
     @property
     def checkpoints(self) -> Path:

@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fedsim.cohorts import CohortRule
 from fedsim.errors import ScenarioError
-from fedsim.registry import is_file, nearest
-from fedsim.scenario_files import check_values, locate, override, read, references
+from fedsim.registry import as_path, is_file, nearest
+from fedsim.scenario_files import check_values, locate, named_files, override, read
 
 Positive = Field(gt=0)
 MOST = 10**9
@@ -70,10 +79,39 @@ class Model(Named):
     """Which model; further keys go to its factory."""
 
 
+class Part(Named):
+    """A strategy of which one part is used; further keys are its hyper-parameters."""
+
+
 class Strategy(Named):
     """Which federated algorithm; further keys are its hyper-parameters."""
 
     name: str = "fedavg"
+    combine: Part | None = Field(None, description="name of the strategy whose combiner is used, and its keys")
+    server: Part | None = Field(None, description="name of the strategy whose server half takes the step, and its keys")
+
+    @field_validator("combine", "server", mode="before")
+    @classmethod
+    def _table(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"write it as a table: {info.field_name} = {{ name = {value!r} }}")
+        return value
+
+
+class Attack(Named):
+    """What some clients do instead of honest work; further keys belong to the attack."""
+
+    fraction: float | None = Field(None, gt=0, lt=1, description="share of the clients with train rows, at least one")
+    clients: list[Annotated[int, Field(ge=0, le=MOST)]] | None = Field(
+        None, min_length=1, description="numbers of the clients that attack, instead of fraction"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.fraction is None) == (self.clients is None):
+            meant = [key for key in self.settings if difflib.get_close_matches(key, ("fraction", "clients"))]
+            raise ValueError("give fraction or clients, one of them" + "".join(f"; {key} is neither" for key in meant))
+        return self
 
 
 class Schedule(Table):
@@ -264,10 +302,12 @@ class Scenario(Table):
     description: str = ""
     seed: int = Field(ge=0)
     rounds: Count
+    references: list[str] = Field([], description="strategies that are run beside this one, everything else equal")
     data: Data
     model: Model
     train: Train
     strategy: Strategy = Strategy()
+    adversary: Attack | None = None
     cohort: Cohort = Cohort()
     privacy: Privacy = Privacy()
     evaluate: Evaluate = Evaluate()
@@ -282,6 +322,22 @@ class Scenario(Table):
     def _spends(self) -> Self:
         if self.stop.epsilon is not None and self.privacy.example is None:
             raise ValueError("stop.epsilon needs privacy.example: without it no epsilon is spent")
+        return self
+
+    @model_validator(mode="after")
+    def _refers(self) -> Self:
+        if self.references and self.privacy.example is not None:
+            raise ValueError(
+                "references promise no privacy, so they do not go with privacy.example; privacy.without runs the "
+                "scenario without it"
+            )
+        places = [as_path(name) for name in self.references]
+        if twice := [name for name, place in zip(self.references, places, strict=True) if places.count(place) > 1]:
+            raise ValueError(f"references name {twice[0]!r} twice; name each once")
+        strategy = self.strategy
+        plain = not (strategy.settings or strategy.combine or strategy.server)
+        if plain and as_path(strategy.name) in places:
+            raise ValueError(f"references name {strategy.name!r}, which is strategy.name itself; leave it out")
         return self
 
     @property
@@ -309,7 +365,8 @@ class Scenario(Table):
 
     def own_files(self) -> list[Path]:
         """The user's own Python and data files that this scenario names."""
-        names = [value if key == "path" else value.partition(":")[0] for _, key, value in references(self.model_dump())]
+        found = named_files(self.model_dump())
+        names = [value if key.endswith("path") else value.partition(":")[0] for key, value in found]
         return [path for name in dict.fromkeys(names) if is_file(path := self.folder / name)]
 
 

@@ -6,7 +6,7 @@ What the tables may say is checked by `scenario.py`.
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ from fedsim.registry import is_file, nearest
 
 _MOST_BYTES = 64_000  # of a page of text; a table of data given by mistake has more
 _DEEPEST = 20
+_NAMING_FILES = (
+    *("data.name", "data.path", "model.name", "strategy.name", "strategy.combine.name", "strategy.server.name"),
+    *("adversary.name", "references"),
+)
 _LONG_KEY = re.compile(r"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){100}")  # a.a.a...: minutes for the parser
 
 ALTERNATIVES = (
     ("cohort", ("size", "fraction", "poisson")),
     ("train", ("epochs", "steps")),
     ("privacy.example", ("epsilon", "noise_multiplier")),
+    ("adversary", ("fraction", "clients")),
 )
 """Keys of which a table has one: setting one in a derived scenario or by --set drops the others."""
 
@@ -54,14 +59,16 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         path: of the file.
-        overrides: "train.learning_rate=0.05", values as in TOML; a bare word is a string.
+        overrides: "train.learning_rate=0.05", values as in TOML; a bare word is a string. A file that one names lies
+            beside the scenario, else in the current folder.
 
     Raises:
         ScenarioError: a file that cannot be read or is not TOML, or an override that sets no key.
     """
     content = _read(path, ())
     try:
-        return override(content, assignments(overrides))
+        changes = assignments(overrides)
+        return override(override(content, changes), _from_here(override({}, changes), path.resolve().parent))
     except ScenarioError as error:
         raise ScenarioError(f"{path}: {error}") from None
 
@@ -114,15 +121,24 @@ def check_values(content: Mapping[str, Any]) -> None:
             raise ScenarioError(f"{'.'.join(keys)}: whole numbers have 64 bits; give one nearer to 0")
 
 
-def references(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Table, key and value of all that names a file of the user's own, relative to the scenario's."""
-    found = []
-    for name, key in (("data", "name"), ("data", "path"), ("model", "name"), ("strategy", "name")):
-        table = content.get(name)
-        value = table.get(key) if isinstance(table, Mapping) else None
-        if isinstance(value, str) and (key == "path" or ":" in value):
-            found.append((name, key, value))
-    return found
+def named_files(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Dotted key and value of all that names a file of the user's own, relative to the scenario's."""
+    found = ((key, each) for key, value in _naming(content) for each in (value if isinstance(value, list) else [value]))
+    return [(key, each) for key, each in found if _names_file(key, each)]
+
+
+def _naming(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of what may name files; one, or a list."""
+    for dotted in _NAMING_FILES:
+        value: Any = content
+        for key in dotted.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            yield dotted, value
+
+
+def _names_file(key: str, value: Any) -> bool:
+    return isinstance(value, str) and (key.endswith("path") or (":" in value and not value.startswith("flower:")))
 
 
 def _copied(value: Any) -> Any:
@@ -188,11 +204,34 @@ def _base(path: Path, parent: str) -> Path:
 
 def _moved(content: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
     """The same tables as a file in another folder would write them: the files they name stay where they are."""
-    moved: dict[str, Any] = _copied(content)
-    for table, key, value in references(content) if old != new else ():
-        if not Path(value).is_absolute():
-            moved[table][key] = os.path.relpath(old / value, new)
-    return moved
+
+    def moved(file: str) -> str:
+        return file if Path(file).is_absolute() else os.path.relpath(old / file, new)
+
+    return override(content, _placed(content, moved) if old != new else {})
+
+
+def _from_here(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The keys that name files, which lie in `folder` or else in the current one, as a file in `folder` writes them."""
+
+    def found(file: str) -> str:
+        return file if is_file(folder / file) or not is_file(Path(file)) else str(Path.cwd() / file)
+
+    return _placed(content, found)
+
+
+def _placed(content: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
+    """Dotted keys of all that may name files, with `place` of those files in their values."""
+
+    def placed(key: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [placed(key, each) for each in value]
+        if not _names_file(key, value):
+            return value
+        file, colon, name = (value, "", "") if key.endswith("path") else value.partition(":")
+        return f"{place(file)}{colon}{name}"
+
+    return {key: placed(key, value) for key, value in _naming(content)}
 
 
 def _derive(base: dict[str, Any], changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,19 +10,21 @@ from pathlib import Path
 from fedsim.overview import (
     Overview,
     Values,
+    beside,
     figure,
     headline,
     last_rounds,
     metrics_of,
     moment,
     overview,
+    personal,
     plain_scenario,
     rounds_of,
     rows_of,
     short,
 )
 from fedsim.privacy.accountant import rounded_up
-from fedsim.progress import WIDTH
+from fedsim.progress import WIDTH, shortened
 from fedsim.reading import Records
 
 SHOWN_ROUNDS = 5
@@ -46,6 +48,7 @@ class Shown:
 
     Attributes:
         overview: in a few figures.
+        beside: the runs made beside it, likewise.
         events: in order, without the failures that `failures` counts.
         last_rounds: their figures; `metrics`, by full name, are those of a round's line while the run went on.
         failures: by cause, the most frequent first.
@@ -57,6 +60,7 @@ class Shown:
     """
 
     overview: Overview
+    beside: list[Overview]
     events: list[Values]
     last_rounds: list[Values]
     failures: list[Cause]
@@ -77,10 +81,12 @@ def show(folder: Path) -> Shown:
     with closing(Records(folder / "run.db")) as records:
         scenario = plain_scenario(folder)
         means = rows_of(records, "SELECT avg(seconds) AS seconds, avg(norm) AS norm FROM clients WHERE " + _TRAINED)[0]
+        seen = overview(folder, records, scenario)
         return Shown(
-            overview=overview(folder, records, scenario),
+            overview=seen,
+            beside=beside(folder),
             events=[event._asdict() for event in records.events() if event.kind != _FAILED],
-            last_rounds=_last_rounds(records),
+            last_rounds=_last_rounds(records, alone=(seen.metric or "").startswith("personal/")),
             failures=_causes(records),
             recorded=scenario.get("records", {}).get("clients", "all"),
             mean_seconds=means["seconds"],
@@ -95,6 +101,7 @@ def show_lines(shown: Shown) -> list[str]:
     """For people, at most 80 columns."""
     parts = [
         [*_heading(shown.overview), *_event_lines(shown.events)],
+        _beside_lines(shown),
         _round_lines(shown.last_rounds),
         _cause_lines(shown.failures),
         *_client_tables(shown),
@@ -120,27 +127,32 @@ SELECT client, max(norm) AS norm, round FROM clients WHERE norm IS NOT NULL GROU
 LIMIT ?
 """
 _WORST = """
-SELECT client, round, phase, loss, rows FROM clients
+SELECT client, round, phase, loss, rows, coalesce(
+    json_extract(metrics, '$."personal/bits-per-character"'), json_extract(metrics, '$."personal/accuracy"')
+) AS personal FROM clients
 WHERE round = ? AND phase = ? AND status = 'ok' AND rows > 0 ORDER BY loss IS NULL DESC, loss DESC, client LIMIT ?
 """
 _FIGURE = re.compile(r"0x[0-9a-f]+|(?<![\w.])[-+]?\d[\d,]*(\.\d+)*(e[-+]?\d+)?(?!\w)", re.IGNORECASE)
 
 
-def _last_rounds(records: Records) -> list[Values]:
+def _last_rounds(records: Records, *, alone: bool) -> list[Values]:
     rounds = last_rounds(records, SHOWN_ROUNDS)[::-1]
     for row in rounds:
         row["metrics"] = metrics_of(records, row["round"])
-    measured = {name for row in rounds for name in row["metrics"]}
-    shown = [name for name in _live_metrics(headline("validation", measured)) if name in measured]
+    measured = {name: value for row in rounds for name, value in row["metrics"].items()}
+    shown = [name for name in _live_metrics(measured, alone=alone) if name in measured]
     return [{**row, "metrics": {name: row["metrics"].get(name) for name in shown}} for row in rounds]
 
 
-def _live_metrics(headline: str | None) -> list[str]:
-    if headline is None:
-        return []
-    place, _, name = headline.rpartition("/")
-    names = [f"{place}/loss", headline, f"global/client-validation/worst-10%/{name}"]
-    return list(dict.fromkeys(names))
+def _live_metrics(measured: Mapping[str, float | None], *, alone: bool) -> list[str]:
+    """What judges the global model; of clients' own the mean over clients, and all, where there is no other (alone)."""
+    own, _ = personal("validation", measured)
+    first = own if alone else headline("validation", measured)
+    if first is None:
+        return [own] if own is not None else []
+    place, _, name = first.rpartition("/")
+    worst = f"{first.partition('/')[0]}/client-validation/worst-10%/{name}"
+    return list(dict.fromkeys([f"{place}/loss", first, worst, *([own] if own is not None else [])]))
 
 
 def _worst(records: Records) -> list[Values]:
@@ -188,6 +200,8 @@ def _heading(run: Overview) -> list[str]:
         lines.append(f"  best round {run.best_round}{value}")
     if run.metric:
         lines.append(f"  its {run.metric} {figure(run.value)}")
+    if run.personal is not None and not (run.metric or "").startswith("personal/"):
+        lines.append(f"  clients' own models, the mean over clients after the last round {figure(run.personal)}")
     if run.epsilon is not None:
         delta = f" at delta {run.delta:g}" if run.delta else ""
         lines.append(f"  epsilon {rounded_up(run.epsilon)}{delta} (largest client)")
@@ -196,6 +210,18 @@ def _heading(run: Overview) -> list[str]:
     for tag in run.tags:
         note = f": {tag['note']}" if tag["note"] else ""
         lines += textwrap.wrap(f"#{tag['name']}{note}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return lines
+
+
+def _beside_lines(shown: Shown) -> list[str]:
+    """The runs beside it, each with its test metric."""
+    if not shown.beside:
+        return []
+    lines = ["runs beside it"]
+    for run in shown.beside:
+        place = Path(run.folder).relative_to(shown.overview.folder).as_posix()
+        lines.append(f"  {shortened(place, 40):<40}  {run.status:<11}  {rounds_of(run):>9} rounds")
+        lines += [f"    {run.metric} {figure(run.value)}"] if run.metric else []
     return lines
 
 
@@ -255,10 +281,13 @@ def _worst_lines(worst: Sequence[Values]) -> list[str]:
     if not worst:
         return []
     what = "on own held-out rows" if worst[0]["phase"] == "evaluate" else "in training"
-    lines = [f"worst clients, loss {what} in round {worst[0]['round']}", f"{'client':>10}{'loss':>11}{'rows':>9}"]
+    own = any(row["personal"] is not None for row in worst)
+    lines = [f"worst clients, loss {what} in round {worst[0]['round']}{', of the global model' if own else ''}"]
+    lines.append(f"{'client':>10}{'loss':>11}{'rows':>9}{'personal' if own else '':>11}".rstrip())
     for row in worst:
         loss = "not finite" if row["loss"] is None else figure(row["loss"])
-        lines.append(f"{row['client']:>10d}{loss:>11}{row['rows']:>9d}")
+        cell = f"{figure(row['personal']):>11}" if own else ""
+        lines.append(f"{row['client']:>10d}{loss:>11}{row['rows']:>9d}{cell}")
     return lines
 
 

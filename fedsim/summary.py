@@ -1,17 +1,20 @@
 """What a run says of itself: the heading, the live figures, the closing block, and the model's card."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsim.evaluation import headline
+import numpy as np
+
+from fedsim.evaluation import ATTACK_SUCCESS, headline
 from fedsim.local import Work
-from fedsim.metrics import counted, worst_tenth_by_chance
+from fedsim.metrics import EvaluatedModel, counted, worst_tenth_by_chance
 from fedsim.model import model_reference
 from fedsim.parameters import Weights, fingerprint
 from fedsim.privacy.ledger import Ledger, statement
+from fedsim.records import ClientRow
 from fedsim.stopping import Stop, Watch
 
 Metrics = Mapping[str, float]
@@ -25,15 +28,18 @@ class Result:
     Attributes:
         folder: the run's folder.
         weights: the last model.
-        values: the summary, plain values by name, as in `run.db` and `--json`; under "without_privacy" those of
-            the same run without privacy, which `run.db` leaves to the folder of that run.
+        values: the summary, plain values by name, as in `run.db` and `--json`; under "without_privacy" and
+            "references" those of the runs made beside it, which `run.db` leaves to their folders.
         lines: the closing block for people, at most 80 columns.
+        own_figures: of every client that counts, the task's first metric on its test rows: of its own model where it
+            has one, else of the global, after the last round.
     """
 
     folder: Path
     weights: Weights
     values: dict[str, Any]
     lines: list[str]
+    own_figures: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -51,6 +57,7 @@ class Ending:
         seconds: of the whole run, without starting the workers.
         weights: the last model.
         last, best: test metrics of the last and of the best model.
+        clients: the last model, and each client's own, on clients' test rows.
     """
 
     stop: Stop | None
@@ -59,6 +66,7 @@ class Ending:
     weights: Weights
     last: Metrics
     best: Metrics
+    clients: Sequence[ClientRow] = ()
 
 
 def notes(work: Work) -> tuple[str, ...]:
@@ -68,36 +76,47 @@ def notes(work: Work) -> tuple[str, ...]:
 
 def heading(work: Work, engine: str) -> list[str]:
     """The facts after a run's title."""
-    scenario, federation = work.job.scenario, work.federation
+    job, clients = work.job, work.federation.clients
+    attack = work.adversary and f"{len(job.attackers)} of {clients} clients attack: {work.adversary.name}"
     return [
-        f"{federation.clients} clients",
-        f"{work.job.model_title}, {work.layout.size:,} parameters",
+        f"{clients} clients" if job.apart is None else f"rows of {len(job.apart)} clients pooled",
+        f"{job.model_title}, {work.layout.size:,} parameters",
         work.algorithm.name,
-        f"weights by {work.algorithm.weights}" if work.algorithm.weights == "examples" else "uniform weights",
+        work.algorithm.weighting,
+        *([attack] if attack else []),
         engine,
-        f"seed {scenario.seed}",
-        legend(work),
+        f"seed {job.scenario.seed}",
+        *legend(work),
     ]
 
 
 def live_figures(work: Work, metrics: Metrics) -> dict[str, float | None]:
     """The columns of a round's line: short names of validation metrics."""
-    name = headline(work.federation.task)
-    place = _validation_set(work)
-    shown = {
-        "loss": metrics.get(f"global/{place}/rows/loss"),
-        SHORT_NAMES.get(name, name): metrics.get(f"global/{place}/rows/{name}"),
-    }
-    if work.job.scenario.evaluate.clients_every:
-        shown["worst 10%"] = metrics.get(f"global/client-validation/worst-10%/{name}")
-    return shown
+    return {short: metrics.get(full) for short, full in _live(work).items()}
 
 
-def legend(work: Work) -> str:
+def legend(work: Work) -> list[str]:
     """Full names of the live columns."""
-    name = headline(work.federation.task)
+    columns, name = _live(work), headline(work.federation.task)
+    if work.algorithm.alone:
+        return [f"live: personal/client-validation/clients/..., worst-10%/{name}"] if columns else []
     text = f"live: global/{_validation_set(work)}/rows/..."
-    return f"{text}, client-validation/worst-10%/{name}" if work.job.scenario.evaluate.clients_every else text
+    facts = [f"{text}, client-validation/worst-10%/{name}" if "worst 10%" in columns else text]
+    return [*facts, f"personal: {columns['personal']}"] if "personal" in columns else facts
+
+
+def _live(work: Work) -> dict[str, str]:
+    """Full names of the metrics in a round's line, by column."""
+    name, place, own = headline(work.federation.task), _validation_set(work), "client-validation"
+    short, on_clients = SHORT_NAMES.get(name, name), work.job.scenario.evaluate.clients_every > 0
+    if work.algorithm.alone:
+        model, means = "personal", {"loss": f"personal/{own}/clients/loss", short: f"personal/{own}/clients/{name}"}
+        means = means if on_clients else {}
+    else:
+        model, means = "global", {"loss": f"global/{place}/rows/loss", short: f"global/{place}/rows/{name}"}
+    worst = {"worst 10%": f"{model}/{own}/worst-10%/{name}"} if on_clients else {}
+    beside = work.algorithm.personalised and not work.algorithm.alone and on_clients
+    return {**means, **worst, **({"personal": f"personal/{own}/clients/{name}"} if beside else {})}
 
 
 def _validation_set(work: Work) -> str:
@@ -131,6 +150,11 @@ def summarise(work: Work, folder: Path, watch: Watch, ledger: Ledger | None, end
         "fingerprint": fingerprint(ending.weights),
         "folder": str(folder),
     }
+    full, value, _ = headline_figure(work, values)
+    values["headline"] = {"metric": full, "value": value}
+    values["clients_counted"] = len(_counted_rows(work)) if work.job.scenario.evaluate.clients_every else 0
+    if work.adversary is not None:
+        values["adversary"] = {"name": work.adversary.name, "clients": list(work.job.attackers)}
     if ledger is not None:
         spent, plan = ledger.spent(), ledger.plan
         values["privacy"] = {
@@ -141,7 +165,14 @@ def summarise(work: Work, folder: Path, watch: Watch, ledger: Ledger | None, end
             "max_participations": plan.max_participations,
             "statement": statement(plan, spent),
         }
-    return Result(folder, ending.weights, values, _closing_block(work, values, ledger))
+    lines, own = _closing_block(work, values, ledger), _own_figures(work, ending.clients)
+    return Result(folder, ending.weights, values, lines, own)
+
+
+def _own_figures(work: Work, clients: Sequence[ClientRow]) -> dict[int, float]:
+    name, least = headline(work.federation.task), work.job.scenario.evaluate.min_rows
+    key = f"personal/{name}" if work.algorithm.personalised else name
+    return {row.client: row.metrics[key] for row in clients if key in row.metrics and row.rows >= least}
 
 
 def _closing_block(work: Work, values: Mapping[str, Any], ledger: Ledger | None) -> list[str]:
@@ -150,44 +181,80 @@ def _closing_block(work: Work, values: Mapping[str, Any], ledger: Ledger | None)
     ]
     if values["stop"] is not None:
         lines.append(f"ended early: {values['stop']['reason']}")
-    name, value = headline_figure(work, values["metrics"])
-    how = "chosen on validation" if values["chosen_by"] is not None else "last round; nothing chose"
-    figure = "not measured" if math.isnan(value) else f"{value:.4f}"
-    lines.append(f"{name} (round {values['best_round']}, {how}): {figure}")
-    lines += _worst_lines(work, values["metrics"])
+    name, value, which = headline_figure(work, values)
+    lines.append(f"{name} ({which}): {'not measured' if math.isnan(value) else f'{value:.4f}'}")
+    lines += _attack_lines(work, values)
+    lines += _personal_lines(work, values) or _client_lines(work, values)
     if ledger is not None:
         lines += statement(ledger.plan, ledger.spent())
     lines += [f"fingerprint {values['fingerprint']}", f"{_short(Path(values['folder']))}/   run.db   model/"]
     return lines
 
 
-def _worst_lines(work: Work, figures: Metrics) -> list[str]:
-    """The worst tenth of clients, and what it would be if all clients were equal."""
+def headline_figure(work: Work, values: Mapping[str, Any]) -> tuple[str, float, str]:
+    """Full name and value of the test metric that a person wants to know first, and of which round it is."""
     name = headline(work.federation.task)
-    worst = figures.get(f"global/client-test/worst-10%/{name}")
-    if worst is None:
-        return []
-    sizes = work.federation.offsets[1:] - work.federation.validation_ends
-    trials = sizes[counted(sizes, work.job.scenario.evaluate.min_rows)]
-    line = f"global/client-test/worst-10%/{name}: {worst:.4f} over {len(trials)} clients"
-    if name != "accuracy":
-        return [line]
-    chance = worst_tenth_by_chance(figures["global/client-test/rows/accuracy"], trials, work.job.scenario.seed)
-    return [line, f"  {chance:.4f} by chance, were all clients equal"]
-
-
-def headline_figure(work: Work, metrics: Metrics) -> tuple[str, float]:
-    """Full name and value of the test metric that a person wants to know first."""
-    name = headline(work.federation.task)
+    if work.algorithm.alone:
+        full = f"personal/client-test/clients/{name}"
+        return full, values["metrics_last_round"].get(full, math.nan), f"round {values['rounds']}, the last"
     place = "central-test" if len(work.federation.central["test"].x) else "client-test"
     full = f"global/{place}/rows/{name}"
-    return full, metrics.get(full, math.nan)
+    how = "chosen on validation" if values["chosen_by"] is not None else "last round; nothing chose"
+    return full, values["metrics"].get(full, math.nan), f"round {values['best_round']}, {how}"
 
 
-def with_price(private: Result, plain: Result) -> Result:
-    """A private run's result with that of the same run without privacy beside it, for people and for programs."""
-    values = {**private.values, "without_privacy": plain.values}
-    return replace(private, values=values, lines=_price_lines(private, plain))
+def _attack_lines(work: Work, values: Mapping[str, Any]) -> list[str]:
+    """How often a backdoor's trigger worked, and whom figures over clients leave out."""
+    if work.adversary is None:
+        return []
+    full = f"global/central-test/rows/{ATTACK_SUCCESS}"
+    success = values["metrics"].get(full)
+    lines = [f"{full} (the same round): {success:.4f}"] if success is not None else []
+    honest = work.federation.clients - len(work.job.attackers)
+    return [*lines, f"figures over clients are over the {honest} honest ones"]
+
+
+def _personal_lines(work: Work, values: Mapping[str, Any]) -> list[str]:
+    """The global model beside clients' own, both after the last round; nothing where there are no two to compare."""
+    name, figures = headline(work.federation.task), values["metrics_last_round"]
+    if work.algorithm.alone or f"personal/client-test/clients/{name}" not in figures:
+        return []
+    title = f"client-test, round {values['rounds']}, the last"
+    lines = [f"{title:<40}{'global':>10}{'personal':>10}"]
+    for weighting in ("clients", "worst-10%", "spread"):
+        pair = [figures.get(f"{model}/client-test/{weighting}/{name}") for model in ("global", "personal")]
+        if any(value is not None for value in pair):
+            cells = "".join(f"{'-' if value is None else f'{value:.4f}':>10}" for value in pair)
+            lines.append(f"  {weighting + '/' + name:<38}{cells}")
+    return [*lines, f"  worst 10 % and spread over {_counted_clients(values)}"]
+
+
+def _client_lines(work: Work, values: Mapping[str, Any]) -> list[str]:
+    """How unequal the model is to clients: the worst tenth, what it would be were they equal, and the spread."""
+    name = headline(work.federation.task)
+    model: EvaluatedModel = "personal" if work.algorithm.alone else "global"
+    figures, lines = values["metrics_last_round" if work.algorithm.alone else "metrics"], []
+    worst = figures.get(f"{model}/client-test/worst-10%/{name}")
+    if worst is not None:
+        lines.append(f"{model}/client-test/worst-10%/{name}: {worst:.4f} over {_counted_clients(values)}")
+    if worst is not None and name == "accuracy":
+        pooled, trials = figures[f"{model}/client-test/rows/accuracy"], _counted_rows(work)
+        chance = worst_tenth_by_chance(pooled, trials, work.job.scenario.seed)
+        lines.append(f"  {chance:.4f} by chance, were all clients equal")
+    if (spread := figures.get(f"{model}/client-test/spread/{name}")) is not None:
+        lines.append(f"{model}/client-test/spread/{name}: {spread:.4f} over {_counted_clients(values)}")
+    return lines
+
+
+def _counted_rows(work: Work) -> np.ndarray:
+    """[n] test rows of the clients that count in the worst tenth and the spread: with enough rows, and honest."""
+    sizes = np.delete(work.federation.sizes("test"), work.job.attackers)
+    enough: np.ndarray = sizes[counted(sizes, work.job.scenario.evaluate.min_rows)]
+    return enough
+
+
+def _counted_clients(values: Mapping[str, Any]) -> str:
+    return f"{values['clients_counted']} clients"
 
 
 def model_card(work: Work, result: Result) -> dict[str, Any]:
@@ -212,17 +279,6 @@ def model_card(work: Work, result: Result) -> dict[str, Any]:
         "privacy": result.values.get("privacy"),
         "fingerprint": result.values["fingerprint"],
     }
-
-
-def _price_lines(private: Result, plain: Result) -> list[str]:
-    pairs = [
-        (name, private.values["metrics"][name], plain.values["metrics"].get(name, math.nan))
-        for name in private.values["metrics"]
-        if name.startswith(("global/central-test/rows", "global/client-test/rows")) and "/recall/" not in name
-    ]
-    table = [f"{'the price of privacy (test)':<40}{'private':>10}{'without':>10}"]
-    table += [f"  {name:<38}{mine:>10.4f}{other:>10.4f}" for name, mine, other in pairs]
-    return [*table, "", *private.lines]
 
 
 def _short(path: Path) -> Path:

@@ -5,6 +5,7 @@ global model w is FedAvg's; beside it each client keeps v_k and minimises F_k(v)
 its gradient gains lambda (v - w). v_k starts as a copy of the initial model.
 Communicates: the model down, one update up; v_k stays with the client. Any local optimiser. No private form
 is declared: the personal pass reads the rows a second time.
+Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=ditto --set train.learning_rate=0.3
 """
 
 from fedsim.algorithm import Algorithm, Local, Upload, Weighting, add_update, copy_of_model
@@ -25,4 +26,11 @@ def ditto(lamda: float = 0.1, weights: Weighting = "examples") -> Algorithm:
         )
         return Upload(trained.params - local.received, state={"model": own.params}, buffers=trained.buffers)
 
-    return Algorithm("ditto", client, add_update, weights, client_state={"model": copy_of_model})
+    return Algorithm(
+        "ditto",
+        client,
+        add_update,
+        weights,
+        client_state={"model": copy_of_model},
+        own_model=lambda local: local.state["model"],
+    )

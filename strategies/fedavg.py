@@ -5,9 +5,11 @@ algorithm 1: each client of the cohort trains from the global model w_t on its o
 w_{t+1} = w_t + sum_k n_k (w_k - w_t) / sum_k n_k, with n_k the client's train rows.
 Communicates: the model down, one update up. Any local optimiser. Private at example level: an update is
 computed from clipped and noised gradients alone.
+Its two halves are the plain ones that many others share: `local_update` trains and sends the change, `add_update`
+adds what was combined (`fedsim/algorithm.py`).
 """
 
-from fedsim.algorithm import Algorithm, Local, Upload, Weighting, add_update
+from fedsim.algorithm import Algorithm, Weighting, add_update, local_update
 
 
 def fedavg(weights: Weighting = "examples") -> Algorithm:
@@ -16,9 +18,4 @@ def fedavg(weights: Weighting = "examples") -> Algorithm:
     Args:
         weights: "examples" (the paper) or "uniform".
     """
-
-    def client(local: Local) -> Upload:
-        trained = local.train(local.received)
-        return Upload(trained.params - local.received)
-
-    return Algorithm("fedavg", client, add_update, weights, private="the update sums clipped, noised gradients")
+    return Algorithm("fedavg", local_update, add_update, weights, private="the update sums clipped, noised gradients")

@@ -15,9 +15,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from fedsim.flower import AlgorithmStrategy, client_app
+from fedsim.flower import AlgorithmStrategy
 from fedsim.local import Work
 from fedsim.parameters import fingerprint, from_record, to_record
+from fedsim.worker import client_app
 from tests import small
 
 NAMES = ("fedavg", "scaffold")

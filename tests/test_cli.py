@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -156,7 +157,7 @@ def test_a_mistake_costs_one_line(settings: tuple[str, ...], hint: str, fedsim: 
         (("run", "small.toml", "--engine", "rey"), "engine.kind"),
         (("run", "small.toml", "--dry-run", "--set", "rounds=0"), "rounds"),
         (("list", "strategie"), "Did you mean strategies?"),
-        (("list", "foo"), "Known: data, models, partitions, runs, scenarios, strategies."),
+        (("list", "foo"), "Known: adversaries, data, models, partitions, runs, scenarios, strategies."),
         (("run", "small.toml", "--dry-run", "--set", "stop.metric=accuracy"), "Did you mean global/"),
         (("run", "small.toml", "--fast-check", "--out", "mine"), "give one of --dry-run, --fast-check and --out"),
         (("run", "small.toml", "--dry-run", "--out", "mine"), "give one of --dry-run, --fast-check and --out"),
@@ -165,6 +166,8 @@ def test_a_mistake_costs_one_line(settings: tuple[str, ...], hint: str, fedsim: 
         (("partition", "small.toml", "--picture", "absent/picture.svg"), "picture"),
         (("new", "small.toml"), "exists already"),
         (("new", "mine"), ".toml"),
+        (("new", "--strategy", "my-own"), "give the name of a Python function"),
+        (("new", "--strategy", "mine", "--folder"), "give one of --folder and --strategy"),
     ],
 )
 def test_other_mistakes_cost_one_line_too(
@@ -272,7 +275,7 @@ def test_a_fast_check_writes_nothing_and_says_that_all_is_well(fedsim: Command, 
     assert everything(tmp_path) == before
 
 
-@pytest.mark.parametrize("what", ["scenarios", "strategies", "models", "data", "partitions"])
+@pytest.mark.parametrize("what", ["scenarios", "strategies", "adversaries", "models", "data", "partitions"])
 def test_list_names_what_a_scenario_can_name(what: str, fedsim: Command) -> None:
     entries = json.loads(fedsim("list", what, "--json").out)
     names = [entry["name"] for entry in entries]
@@ -307,6 +310,40 @@ def test_what_new_writes_runs_as_it_is(arguments: tuple[str, ...], fedsim: Comma
     status, _, err = fedsim(*advised, "--engine", "inline", "--set", "rounds=1", "--out", "first")
     assert status == 0, err
     assert len(open_run(tmp_path / "first").rounds()) == 1
+
+
+@pytest.mark.parametrize("path", ["mine", "my own/mine"])
+def test_the_strategy_that_new_writes_runs_as_it_is(path: str, fedsim: Command, tmp_path: Path) -> None:
+    """The command that it advises next, pasted into a shell of the folder where it was written, shortened."""
+    (tmp_path / "my own").mkdir()
+    status, out, _ = fedsim("new", "--strategy", path)
+    assert status == 0
+    assert out.splitlines()[:2] == [f"{path}.py", f"{path.replace('mine', 'test_mine')}.py"]
+    advised = shlex.split(out.splitlines()[-1].removeprefix("next: fedsim "))
+    status, printed, err = fedsim(*advised, "--engine", "inline", "--set", "rounds=2", "--out", "first")
+    assert status == 0, err
+    assert printed.splitlines()[0].endswith(" mine")
+    assert [file.name for file in (tmp_path / "first/sources").iterdir()] == ["mine.py"]
+    assert fedsim("resume", "first", "--rounds", "3").status == 0
+
+
+def test_the_line_that_new_prints_names_the_strategy_in_a_scenario(fedsim: Command, tmp_path: Path) -> None:
+    (line,) = [line for line in fedsim("new", "--strategy", "mine").out.splitlines() if "[strategy]" in line]
+    table = line[line.index("[strategy]") :].replace("] ", "]\n")
+    (tmp_path / "own.toml").write_text(f'extends = "small.toml"\n{table}')
+    assert fedsim("run", "own.toml", "--fast-check").out.splitlines()[-1] == "the scenario runs"
+
+
+def test_strategies_are_listed_with_paper_and_parameters_in_80_columns(fedsim: Command) -> None:
+    """And at the end the names of Flower's own."""
+    lines = fedsim("list", "strategies").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    start = lines.index("scaffold           Stochastic controlled averaging (SCAFFOLD).")
+    assert lines[start + 1].startswith('    Karimireddy et al., "SCAFFOLD: ')
+    assert "    server_lr = 1.0  weights = 'uniform'" in lines
+    assert re.search(r"Flower.*\bflower:FedAdam, .*\bflower:Krum\b", " ".join(lines[-6:]))
+    entries = json.loads(fedsim("list", "strategies", "--json").out)
+    assert all(list(entry) == ["name", "paper", "summary", "parameters", "runs"] for entry in entries)
 
 
 def test_the_installed_command_is_this_one(tmp_path: Path) -> None:

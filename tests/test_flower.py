@@ -20,12 +20,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedsim import registry
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import ScenarioError
-from fedsim.flower import AlgorithmStrategy, client_app
+from fedsim.flower import AlgorithmStrategy
 from fedsim.grid import FIRST_NODE
 from fedsim.local import Work
 from fedsim.parameters import Weights, fingerprint, from_record, to_record
 from fedsim.states import ContextStates
+from fedsim.worker import client_app
 from tests import flower_simulation, small
+from tests.strategies.exchange import SUITED, of
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = registry.members("fedsim.strategies")
@@ -33,7 +35,14 @@ STRATEGIES = registry.members("fedsim.strategies")
 
 @cache
 def work(name: str) -> Work:
-    return Work(small.job({"strategy": {"name": name}, "cohort.size": 3}))
+    """Eight clients, of whom seven are in a cohort: as many as Bulyan needs."""
+    partition = {"kind": "dirichlet", "clients": 8, "alpha": 0.5}
+    size = {} if of(name).pooled else {"cohort.size": 7}
+    return Work(
+        small.job(
+            {"strategy": {"name": name}, "data.partition": partition, "train.steps": 3, **size, **SUITED.get(name, {})}
+        )
+    )
 
 
 def ours(name: str, grid: Grid | None = None) -> Weights:
@@ -86,12 +95,13 @@ class Nodes(Grid):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_any_grid_gives_the_bits_of_ours(name: str) -> None:
     """Single updates are folded with the brackets of chunks, and states in Contexts follow the same rule."""
-    assert fingerprint(ours(name, Nodes(name, 5))) == fingerprint(ours(name))
+    clients = work(name).federation.clients
+    assert fingerprint(ours(name, Nodes(name, clients))) == fingerprint(ours(name))
 
 
 def test_a_client_without_a_node_is_named() -> None:
-    with pytest.raises(ScenarioError, match="clients 3, 4 have no node"):
-        ours("fedavg", Nodes("fedavg", 3))
+    with pytest.raises(ScenarioError, match="clients 6, 7 have no node"):
+        ours("fedavg", Nodes("fedavg", 6))
 
 
 def test_flowers_own_simulation_gives_the_bits_of_ours(tmp_path: Path) -> None:
@@ -175,7 +185,7 @@ def test_a_state_whose_round_was_not_accepted_is_lost(name: str) -> None:
 
     def reply(context: Context, number: int, accepted: int) -> bytes:
         strategy = AlgorithmStrategy(of)
-        messages = strategy.configure_train(number, to_record(of.layout, of.initial), ConfigRecord(), Nodes(name, 5))
+        messages = strategy.configure_train(number, to_record(of.layout, of.initial), ConfigRecord(), Nodes(name, 8))
         message = messages[0]
         message.metadata.__dict__["_message_id"] = "1"
         message.content.config_records["config"]["accepted-round"] = accepted

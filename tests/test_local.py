@@ -12,6 +12,7 @@ from fedsim.algorithm import Algorithm, Batch, Local, Upload, add_update
 from fedsim.errors import ClientError, ModelError
 from fedsim.local import Contribution, Received, Work
 from fedsim.optimizers import effective_steps, learning_rate
+from fedsim.parameters import Weights
 from fedsim.scenario import Schedule, Train
 from tests import small
 
@@ -120,7 +121,8 @@ def test_what_does_not_train_keeps_its_value_exactly(trains: Any, optimizer: str
     work, _ = probe(half, personal="head.*", **settings)
     assert work.personal is not None
     moved = seen["start"] != seen["end"]
-    still = work.personal if trains == "shared" else ~work.personal
+    personal = work.personal.parameters
+    still = personal if trains == "shared" else ~personal
     assert not (moved & still).any()
     assert (moved & ~still).any()
 
@@ -317,10 +319,81 @@ def test_floating_buffers_stay_at_home_under_privacy() -> None:
         small.job({"privacy.example": small.PRIVATE["privacy.example"]}, model=Leaky)
 
 
-def test_epochs_that_are_not_charged_are_refused_under_privacy() -> None:
+@pytest.mark.parametrize("own", [{"epochs": 5}, {"whole": True}])
+def test_steps_that_are_not_charged_are_refused_under_privacy(own: Any) -> None:
     work = Work(small.job(small.PRIVATE))
     work.algorithm = Algorithm(
-        "probe", lambda local: Upload(local.train(local.received, epochs=5).params - local.received), add_update
+        "probe", lambda local: Upload(local.train(local.received, **own).params - local.received), add_update
     )
-    with pytest.raises(ClientError, match="charges the scenario's epochs"):
+    with pytest.raises(ClientError, match="charges the scenario's steps"):
         work.train(0, 1, Received(work.initial, {}), None)
+
+
+def test_one_step_on_all_rows() -> None:
+    """The gradient of the mean loss over every row at once, whatever the scenario says of batches."""
+    taken: list[torch.Tensor] = []
+
+    def half(local: Local) -> Upload:
+        data = local.data()
+        params = local.train(local.received, whole=True).params
+        taken.extend([local.received, params, torch.tensor(len(data.inputs)), torch.tensor(local.rows)])
+        return Upload(params - local.received)
+
+    work, done = probe(half)
+    assert done.steps == 1
+    assert taken[2] == taken[3]
+    work.plain.load(Weights(taken[0], work.initial.buffers))
+    rows = work.federation.rows(0, "train")
+    output = work.plain.module(work.problem.inputs(rows.x))
+    gradient = work.plain.differentiate(work.problem.mean_loss(output, work.problem.targets(rows.y)))
+    assert torch.allclose(taken[1], taken[0] - work.job.scenario.train.learning_rate * gradient, atol=1e-6)
+
+
+def test_frozen_models_keep_still_while_another_trains() -> None:
+    """Each call gives a model of its own, in evaluation mode, whose parameters get no gradient."""
+
+    def half(local: Local) -> Upload:
+        first, second = local.frozen(local.received), local.frozen(torch.zeros_like(local.received))
+        before = first(local.data().inputs)
+        trained = local.train(local.received, loss_term=lambda model, batch: first(batch.inputs).mean(1))
+        assert first is not second and not first.training
+        assert torch.equal(first(local.data().inputs), before)
+        assert not second(local.data().inputs).any()
+        assert not any(parameter.requires_grad for parameter in first.parameters())
+        return Upload(trained.params - local.received)
+
+    work, done = probe(half)
+    _, same = probe(plain)
+    assert torch.equal(done.vector, same.vector), "a term that does not depend on the model has no gradient"
+    assert len(work.frozen) == 2
+
+
+@pytest.mark.parametrize("reads", [lambda local: local.data(), lambda local: local.loss(local.received)])
+def test_what_epsilon_does_not_cover_is_refused_under_privacy(reads: Callable[[Local], Any]) -> None:
+    work = Work(small.job(small.PRIVATE))
+
+    def half(local: Local) -> Upload:
+        reads(local)
+        return Upload(torch.zeros_like(local.received))
+
+    work.algorithm = Algorithm("probe", half, add_update)
+    with pytest.raises(ClientError, match=r"not covered by privacy\.example"):
+        work.train(0, 1, Received(work.initial, {}), None)
+
+
+def test_a_loss_leaves_the_model_as_it_was() -> None:
+    """Measured as models are measured: dropout off, and batch norm with the means it has, which stay."""
+    norm = {"model": {"name": "cnn", "preset": "small", "norm": "batch"}}
+    kept: list[Tensor] = []
+
+    def half(local: Local) -> Upload:
+        kept.extend([local.loss(local.received), local.loss(local.received)])
+        return Upload(local.train(local.received).params - local.received)
+
+    work, done = probe(half, **norm)
+    _, same = probe(plain, **norm)
+    assert torch.equal(done.vector, same.vector), "and so do the buffers that the client sends"
+    rows = work.federation.rows(0, "train")
+    measured = work.problem.metrics(work.evaluate(work.initial, rows, "rows"))["loss"]
+    assert kept[0] == kept[1]
+    assert abs(float(kept[0]) - measured) < 1e-5

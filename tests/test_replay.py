@@ -19,7 +19,7 @@ from torch import nn
 from fedsim.engine.inline import InlineEngine
 from fedsim.errors import Interrupted, RunFolderError, ScenarioError, StoppedByPolicy
 from fedsim.job import Job
-from fedsim.local import Received, Step, Work
+from fedsim.local import Received, Work
 from fedsim.past import cohorts, ranges
 from fedsim.progress import WIDTH, Silent
 from fedsim.records import ClientRow, RoundRecord
@@ -27,6 +27,7 @@ from fedsim.replay import Replay, as_data, replay, replay_lines
 from fedsim.rounds import run_job
 from fedsim.stored import open_run
 from fedsim.summary import Result
+from fedsim.training import Step
 from tests import small
 from tests.test_cli import Command
 
@@ -529,7 +530,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_debugger_stops_at_the_client_half(odd: Path) -> None:
     done = debugged(odd, 0, "p local.number, local.round\nc\n")
     assert done.returncode == 0, done.stderr
-    assert "fedavg.py" in done.stdout and "(0, 1)" in done.stdout
+    assert "local_update" in done.stdout and "(0, 1)" in done.stdout
     assert done.stdout.endswith("same as recorded, to the bit: norm, loss and steps\n")
 
 

@@ -239,6 +239,18 @@ def test_override_leaves_its_argument_alone() -> None:
         ("cohort.min_replies=0", r"cohort\.min_replies = 0: input should be greater than or equal to 1"),
         ("cohort.client_timeout=0", r"cohort\.client_timeout = 0: input should be greater than 0"),
         ("cohort.client_timeout=inf", r"cohort\.client_timeout = inf: input should be a finite number"),
+        ("adversary={name='alie'}", r"adversary: give fraction or clients, one of them$"),
+        ("adversary={name='alie',fractoin=0.2}", r"give fraction or clients, one of them; fractoin is neither"),
+        ("adversary={name='alie',fraction=0.2,clients=[1]}", r"adversary: give fraction or clients, one of them"),
+        ("adversary={name='alie',fraction=1.0}", r"adversary\.fraction = 1\.0: input should be less than 1"),
+        ("adversary={name='alie',fraction=nan}", r"adversary\.fraction = nan: input should be"),
+        ("adversary={name='alie',clients=[]}", r"adversary\.clients: list should have at least 1 item"),
+        ("adversary={name='alie',clients=[-1]}", r"adversary\.clients\.0 = -1: input should be greater than or equal"),
+        ("adversary={nmae='alie',fraction=0.2}", r"adversary\.nmae is not known\. Did you mean name\?"),
+        ("strategy.combine=median", r"strategy\.combine = 'median': write it as a table: combine = \{ name"),
+        ("strategy.server='fedadam'", r"strategy\.server = 'fedadam': write it as a table: server = \{ name"),
+        ("strategy.combine={nmae='krum'}", r"strategy\.combine\.nmae is not known\. Did you mean name\?"),
+        ("strategy.server={}", r"strategy\.server\.name is missing"),
         ("engine.bits=equal", r"engine\.bits = 'equal': input should be 'guaranteed' or 'not guaranteed'"),
     ],
 )
@@ -336,6 +348,31 @@ def test_more_replies_than_a_cohort_can_give_are_refused(cohort: dict[str, Any],
         check_cohort(small.scenario({"cohort": {**cohort, "min_replies": largest + 1}}), 5)
 
 
+def test_a_strategys_parts_are_tables_with_keys_of_their_own(base: Path) -> None:
+    """They are not hyper-parameters of the strategy that is named."""
+    parts = 'combine = { name = "krum", f = 2 }\nserver = { name = "fedadam" }'
+    strategy = derived(base, f'[strategy]\nname = "scaffold"\nserver_lr = 0.5\n{parts}').strategy
+    assert strategy.settings == {"server_lr": 0.5}
+    assert strategy.combine is not None and strategy.server is not None
+    assert (strategy.combine.name, strategy.combine.settings) == ("krum", {"f": 2})
+    assert (strategy.server.name, strategy.server.settings) == ("fedadam", {})
+    assert load(str(base)).strategy.combine is None
+
+
+def test_an_attack_is_a_table_with_keys_of_its_own(base: Path) -> None:
+    """Another attack replaces the whole table, and listed clients replace a fraction."""
+    write(base, BASE + '[adversary]\nname = "sign-flip"\nscale = 10.0\nfraction = 0.2')
+    attack = load(str(base)).adversary
+    assert attack is not None
+    assert (attack.name, attack.fraction, attack.clients, attack.settings) == ("sign-flip", 0.2, None, {"scale": 10.0})
+    listed = load(str(base), ["adversary.clients=[0, 3]"]).adversary
+    assert listed is not None
+    assert (listed.fraction, listed.clients, listed.settings) == (None, [0, 3], {"scale": 10.0})
+    other = derived(base, '[adversary]\nname = "alie"\nclients = [1]').adversary
+    assert other is not None
+    assert (other.name, other.fraction, other.settings) == ("alie", None, {})
+
+
 positive = st.floats(1e-6, 1e6)
 alternatives = st.sampled_from(["size", "fraction", "poisson"])
 
@@ -367,6 +404,11 @@ def contents(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         private = {"epsilon": draw(positive), "delta": 1e-5, "max_grad_norm": draw(positive)}
         content["privacy"] = {"example": private, "without": {"train.learning_rate": draw(positive)}}
+    if draw(st.booleans()):
+        who, which = draw(st.sampled_from([("fraction", 0.2), ("clients", [0, 2])]))
+        content["adversary"] = {"name": draw(st.text()), "scale": draw(positive), who: which}
+    part = {"name": draw(st.text()), "f": draw(st.integers(0, 9))}
+    content["strategy"] = dict.fromkeys(draw(st.sets(st.sampled_from(["combine", "server"]))), part)
     return content
 
 
@@ -410,9 +452,45 @@ def test_a_base_in_another_folder_keeps_its_own_files(tmp_path: Path) -> None:
     assert {path.resolve() for path in grandchild.own_files()} == found
 
 
+def test_attacks_and_parts_of_strategies_may_be_ones_own(tmp_path: Path) -> None:
+    """Their files are found and moved as others are; `flower:NAME` is no file."""
+    (shared := tmp_path / "shared").mkdir()
+    for name in ("attack.py", "robust.py", "step.py", "flower"):
+        write(shared / name, "")
+    parts = 'combine = { name = "robust.py:rule", f = 1 }\nserver = { name = "step.py:step" }'
+    attack = '[adversary]\nname = "attack.py:mine"\nfraction = 0.2'
+    write(shared / "base.toml", f'{BASE}\n[strategy]\nname = "flower:FedAdam"\n{parts}\n{attack}')
+    mine = load(str(write(tmp_path / "mine.toml", 'extends = "shared/base.toml"')))
+    assert {path.name for path in mine.own_files()} == {"attack.py", "robust.py", "step.py"}
+    assert mine.adversary is not None and mine.strategy.combine is not None
+    assert (mine.adversary.name, mine.strategy.name) == ("shared/attack.py:mine", "flower:FedAdam")
+    assert (mine.strategy.combine.name, mine.strategy.combine.settings) == ("shared/robust.py:rule", {"f": 1})
+
+
 def test_own_files_are_those_that_the_scenario_names_and_that_exist(tmp_path: Path) -> None:
     write(tmp_path / "net.py", "")
     write(tmp_path / "rows.csv", "")
     text = BASE.replace('"cnn"\npreset = "small"', '"net.py:net"').replace('"digits"', '"csv"\npath = "rows.csv"')
     mine = load(str(write(tmp_path / "mine.toml", text)))
     assert set(mine.own_files()) == {tmp_path / "rows.csv", tmp_path / "net.py"}
+
+
+def test_a_file_named_by_set_lies_beside_the_scenario_or_else_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who types a command names files of the folder he stands in; a scenario's own files never depend on it."""
+    (here := tmp_path / "here").mkdir()
+    (there := tmp_path / "there").mkdir()
+    for file in (here / "both.py", there / "both.py", here / "mine.py", here / "rows.csv", here / "absent.py"):
+        write(file, "")
+    monkeypatch.chdir(here)
+    path = str(write(there / "base.toml", BASE.replace('"cnn"\npreset = "small"', '"absent.py:net"')))
+    settings = ["strategy={name='mine.py:mine',rate=1}", "data.path=rows.csv", "data.name=csv"]
+    scenario = load(path, [*settings, "references=['both.py:one', 'mine.py:two', 'fedavg', 'gone.py:three']"])
+    assert scenario.strategy.model_dump() == {"name": f"{here}/mine.py:mine", "rate": 1, **NO_PARTS}
+    assert scenario.references == ["both.py:one", f"{here}/mine.py:two", "fedavg", "gone.py:three"]
+    assert scenario.model.name == "absent.py:net"
+    assert set(scenario.own_files()) == {here / "mine.py", here / "rows.csv", there / "both.py"}
+
+
+NO_PARTS = {"combine": None, "server": None}

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedsim.errors import FedsimError, PrivacyError, ScenarioError
-from fedsim.planning import without_privacy
+from fedsim.errors import PrivacyError, ScenarioError
 from fedsim.stopping import Watch
 from tests import small
 
@@ -16,6 +15,7 @@ CLIENTS = "global/client-validation/rows/accuracy"
 WORST = "global/client-validation/worst-10%/accuracy"
 NO_CENTRAL = {"data.split.central": 0.0}
 NOTHING = {**NO_CENTRAL, "evaluate.clients_every": 0}
+LOCAL = {"strategy.name": "local"}
 MANY = {"data.partition": {"kind": "iid", "clients": 10}}
 
 
@@ -28,7 +28,8 @@ def watch(changes: dict[str, Any]) -> Watch:
 @pytest.mark.parametrize(
     ("changes", "name", "reason"),
     [
-        ({}, "personal/client-validation/rows/accuracy", "evaluates the global model alone"),
+        ({}, "personal/client-validation/rows/accuracy", "gives clients no model of their own"),
+        (LOCAL, CENTRAL, "trains no global model"),
         ({"evaluate.clients_every": 0}, CLIENTS, r"evaluate\.clients_every is 0"),
         ({"data.split": {"train": 0.8, "validation": 0.0, "test": 0.2}}, CLIENTS, r"raise data\.split\.validation"),
         (NO_CENTRAL, CENTRAL, r"raise data\.split\.central"),
@@ -52,7 +53,7 @@ def test_a_metric_that_is_measured_may_decide(changes: dict[str, Any], name: str
 
 @pytest.mark.parametrize(
     ("changes", "metric"),
-    [({}, CENTRAL), (NO_CENTRAL, CLIENTS), (NOTHING, None), ({"evaluate.clients_every": 0}, CENTRAL)],
+    [({}, CENTRAL), (NO_CENTRAL, CLIENTS), (NOTHING, None), ({"evaluate.clients_every": 0}, CENTRAL), (LOCAL, None)],
 )
 def test_a_scenario_that_names_none_gets_the_first_that_is_measured(
     changes: dict[str, Any], metric: str | None
@@ -83,30 +84,6 @@ def test_the_last_part_alone_is_answered_with_the_full_name(name: str) -> None:
 def test_under_privacy_only_the_servers_rows_decide() -> None:
     with pytest.raises(PrivacyError, match=r"small: evaluate\.metric .* choose by central-validation"):
         watch({**small.PRIVATE, **NO_CENTRAL})
-
-
-@pytest.mark.parametrize(
-    ("without", "message"),
-    [
-        ({"train.learning_rat": 1.0}, r"train\.learning_rat is not known\. Did you mean learning_rate\?"),
-        ({"train.optimizer": "adam", "train.momentum": 0.5}, "momentum belongs to sgd"),
-        ({"evaluate.clients_every": 0, "stop.metric": CLIENTS}, "is never measured"),
-        ({"stop.epsilon": 3.0}, r"stop\.epsilon needs privacy\.example"),
-    ],
-)
-def test_what_the_run_without_privacy_changes_is_checked_too(without: dict[str, Any], message: str) -> None:
-    """All of it before anything starts: `test_cli.py` has the command write nothing."""
-    job = small.job({**small.PRIVATE, "privacy.without": without})
-    with pytest.raises(FedsimError, match=rf"^small: privacy\.without: .*{message}"):
-        without_privacy(job)
-
-
-def test_the_run_without_privacy_keeps_the_other_rules() -> None:
-    """Of its stop rules it loses the one that it could not follow."""
-    private = {**small.PRIVATE, "stop": {"epsilon": 4.0, "max_seconds": 9.0}, "privacy.without": {"rounds": 2}}
-    plain = without_privacy(small.job(private)).scenario
-    assert (plain.stop.epsilon, plain.stop.max_seconds, plain.rounds) == (None, 9.0, 2)
-    assert plain.privacy.example is None
 
 
 def test_the_best_round_is_the_best_value_and_never_the_untrained_model() -> None:

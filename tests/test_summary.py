@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fedsim
+from fedsim.companions import WITHOUT_PRIVACY, compared
 from fedsim.local import Work
 from fedsim.parameters import Weights, fingerprint
-from fedsim.records import to_json
+from fedsim.progress import WIDTH, Silent
+from fedsim.records import RoundRecord, to_json
 from fedsim.stopping import Stop, Watch
 from fedsim.stored import open_run
-from fedsim.summary import Ending, Result, model_card, summarise, with_price
+from fedsim.summary import Ending, Result, model_card, summarise
 from tests import small
 
 ACCURACY = "global/central-test/rows/accuracy"
@@ -63,7 +67,7 @@ def test_a_run_that_was_stopped_says_why(work: Work) -> None:
 def test_programs_see_the_price_of_privacy_too(work: Work) -> None:
     """`--json` prints `values`: the run without privacy is half of what was asked for."""
     private, plain = ended(work), ended(work, rounds=5)
-    both = with_price(private, plain)
+    both = compared(private, {WITHOUT_PRIVACY: plain})
     assert both.values == {**private.values, "without_privacy": plain.values}
     assert json.loads(to_json(both.values))["without_privacy"]["metrics"] == {ACCURACY: 0.75}
     assert re.fullmatch(rf"  {ACCURACY} +0\.7500 +0\.7500", both.lines[1])
@@ -71,11 +75,76 @@ def test_programs_see_the_price_of_privacy_too(work: Work) -> None:
     assert "without_privacy" not in private.values
 
 
-def test_a_private_run_gives_both_halves(tmp_path: Path) -> None:
-    changes = {**small.PRIVATE, "rounds": 1, "privacy.without": {}}
-    result = fedsim.run(small.scenario(changes), out=tmp_path / "run")
-    plain = open_run(tmp_path / "run" / "without-privacy").summary()
-    assert result.values["without_privacy"]["fingerprint"] == plain["fingerprint"] != result.fingerprint
+# Models of clients' own, and clients that attack
+
+TWELVE: small.Changes = {"data.partition": {"kind": "iid", "clients": 12}, "rounds": 2}
+BACKDOOR: small.Changes = {"adversary": {"name": "backdoor", "clients": [1, 4], "target": 3, "size": 2}}
+
+
+class Told(Silent):
+    """What a person is told."""
+
+    def __init__(self) -> None:
+        self.facts: list[str] = []
+        self.shown: list[Mapping[str, float | None]] = []
+
+    def begin(self, title: str, facts: Sequence[str], notes: Sequence[str], rounds: int) -> None:
+        self.facts += facts
+
+    def round(self, record: RoundRecord, shown: Mapping[str, float | None]) -> None:
+        self.shown.append(shown)
+
+
+def told(changes: small.Changes, folder: Path) -> tuple[Told, Result]:
+    saying = Told()
+    return saying, fedsim.run(small.scenario({**TWELVE, **changes}), out=folder / "run", progress=saying)
+
+
+def test_both_models_of_a_personalised_run_are_shown(tmp_path: Path) -> None:
+    saying, result = told({"strategy.name": "ditto"}, tmp_path)
+    last = result.values["metrics_last_round"]
+    table = result.lines[result.lines.index(f"{'client-test, round 2, the last':<40}    global  personal") :]
+    for line, weighting in zip(table[1:4], ("clients", "worst-10%", "spread"), strict=True):
+        pair = [f"{last[f'{model}/client-test/{weighting}/accuracy']:.4f}" for model in ("global", "personal")]
+        assert line.split() == [f"{weighting}/accuracy", *pair]
+    assert table[4] == "  worst 10 % and spread over 12 clients"
+    assert (
+        list(saying.shown[0]) == ["loss", "accuracy", "worst 10%", "personal"] and None not in saying.shown[-1].values()
+    )
+    assert "personal: personal/client-validation/clients/accuracy" in saying.facts
+
+
+def test_of_clients_that_learn_alone_their_own_models_are_shown(tmp_path: Path) -> None:
+    """The global model is the initial one for ever; nothing chooses among its rounds."""
+    saying, result = told({"strategy.name": "local"}, tmp_path)
+    full = "personal/client-test/clients/accuracy"
+    assert result.values["headline"] == {"metric": full, "value": result.values["metrics_last_round"][full]}
+    assert (result.values["chosen_by"], result.values["best_round"]) == (None, 2)
+    assert f"{full} (round 2, the last): {result.values['headline']['value']:.4f}" in result.lines
+    assert not any("global/" in line for line in [*result.lines, *saying.facts])
+    with closing(open_run(result.folder)) as read:
+        measured = {name: values[1] for name, values in read.metrics().items()}
+    own = [f"personal/client-validation/{name}" for name in ("clients/loss", "clients/accuracy", "worst-10%/accuracy")]
+    assert [*saying.shown[0].values()] == [measured[name] for name in own]
+
+
+def test_every_run_says_how_unequal_it_is_to_clients(tmp_path: Path) -> None:
+    _, result = told({}, tmp_path)
+    spread = result.values["metrics"]["global/client-test/spread/accuracy"]
+    assert f"global/client-test/spread/accuracy: {spread:.4f} over 12 clients" in result.lines
+
+
+def test_who_attacks_is_said_and_what_they_achieve(tmp_path: Path) -> None:
+    """Figures over clients leave attackers out, whose rows say nothing of the model's worth to honest people."""
+    saying, result = told(BACKDOOR, tmp_path)
+    assert "2 of 12 clients attack: backdoor" in saying.facts
+    assert result.values["adversary"] == {"name": "backdoor", "clients": [1, 4]}
+    success = result.values["metrics"]["global/central-test/rows/attack-success"]
+    assert f"global/central-test/rows/attack-success (the same round): {success:.4f}" in result.lines
+    assert "figures over clients are over the 10 honest ones" in result.lines
+    assert result.values["clients_counted"] == 10
+    assert any(line.startswith("global/client-test/worst-10%") and "over 10 clients" in line for line in result.lines)
+    assert all(len(line) <= WIDTH for line in [*result.lines[:-1], *saying.facts])
 
 
 def test_the_records_name_the_model_that_was_used(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -56,6 +56,12 @@ class Federation:
         """[K] number of train rows of every client."""
         return np.asarray(self.train_ends - self.offsets[:-1])
 
+    def sizes(self, part: Part) -> np.ndarray:
+        """[K] number of rows of one part of every client."""
+        ends = {"train": self.train_ends, "validation": self.validation_ends, "test": self.offsets[1:]}
+        starts = {"train": self.offsets[:-1], "validation": self.train_ends, "test": self.validation_ends}
+        return np.asarray(ends[part] - starts[part])
+
     def rows(self, client: int, part: Part) -> Rows:
         """One client's rows of one part."""
         start, stop = {
@@ -64,6 +70,24 @@ class Federation:
             "test": (self.validation_ends[client], self.offsets[client + 1]),
         }[part]
         return Rows(self.x[start:stop], self.y[start:stop])
+
+    def pooled(self) -> "Federation":
+        """Everybody's train rows with one more client, the last; the others keep what they measure models on."""
+        train = np.zeros(len(self.x), dtype=bool)
+        for start, stop in zip(self.offsets[:-1], self.train_ends, strict=True):
+            train[start:stop] = True
+        order = np.concatenate([np.flatnonzero(~train), np.flatnonzero(train)])
+        validation, test = self.validation_ends - self.train_ends, self.offsets[1:] - self.validation_ends
+        offsets = np.concatenate([[0], np.cumsum(validation + test), [len(self.x)]])
+        return replace(
+            self,
+            x=self.x[order],
+            y=self.y[order],
+            offsets=offsets,
+            train_ends=np.append(offsets[:-2], len(self.x)),
+            validation_ends=np.append(offsets[:-2] + validation, len(self.x)),
+            names=(*self.names, "all clients"),
+        )
 
     @cached_property
     def digest(self) -> str:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from fedsim.flower import chunk_program
 from fedsim.grid import Chunk, ChunkResult, SimulatedGrid
 from fedsim.job import Job
 from fedsim.local import Work, one_thread
 from fedsim.states import ClientStates
+from fedsim.worker import chunk_program
 
 
 class InlineEngine:

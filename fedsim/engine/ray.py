@@ -19,7 +19,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedsim.data.federation import Federation
 from fedsim.errors import FedsimError
-from fedsim.flower import chunk_program
 from fedsim.grid import (
     WORKER_LOST,
     Chunk,
@@ -33,6 +32,7 @@ from fedsim.grid import (
 from fedsim.job import Job
 from fedsim.signals import deferred
 from fedsim.states import ClientStates, State
+from fedsim.worker import chunk_program
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import tomli_w
 from pydantic import BaseModel
 
-from fedsim import registry
+from fedsim import adversaries, registry
 from fedsim.data.partition import KINDS
 from fedsim.scenario import Scenario
 from fedsim.scenario_files import locate
@@ -73,7 +73,9 @@ def _settings() -> Iterator[str]:
         table: [registry.find(package, name, Path(), table) for name in registry.members(package)]
         for table, package in SOURCES.items()
     }
-    for table, found in {**functions, "data.partition": [*KINDS.values()]}.items():
+    functions["strategy.combine"] = functions["strategy.server"] = functions["strategy"]
+    functions["data.partition"], functions["adversary"] = [*KINDS.values()], [*adversaries.KINDS.values()]
+    for table, found in functions.items():
         yield from (f"{table}.{key}" for each in found for key in inspect.signature(each).parameters)
 
 
@@ -81,6 +83,7 @@ KNOWN = sorted({*_keys(Scenario), *_settings()})
 WORDS = sorted(
     {
         *KINDS,
+        *adversaries.KINDS,
         "adam",
         "sgd",
         "rdp",
@@ -105,6 +108,14 @@ FITTING: tuple[tuple[str, Any], ...] = (
     ("strategy", {"name": "scaffold", "server_lr": 0.5}),
     ("strategy", {"name": "ditto", "lamda": 0.1}),
     ("strategy", {"name": "fedrep"}),
+    ("strategy.combine", {"name": "median"}),
+    ("strategy.server", {"name": "fedadam", "server_lr": 0.01}),
+    ("strategy", {"name": "flower:FedMedian"}),
+    ("references", ["local", "central", "constant"]),
+    ("adversary", {"name": "sign-flip", "fraction": 0.4, "scale": 10.0}),
+    ("adversary", {"name": "label-flip", "clients": [0, 2]}),
+    ("adversary", {"name": "alie", "fraction": 0.2}),
+    ("adversary", {"name": "backdoor", "clients": [1], "target": 3, "size": 2}),
     ("cohort", {"size": 3, "min_replies": 2}),
     ("cohort", {"poisson": 0.5}),
     ("privacy", {"example": {"noise_multiplier": 1.0, "delta": 1e-3, "max_grad_norm": 1.0}}),

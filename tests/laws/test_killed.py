@@ -97,6 +97,8 @@ SCENARIOS: dict[str, small.Changes] = {
         "checkpoint.keep": 3,
     },
 }
+BESIDE = ("references/local", "references/central")
+COMPARED: small.Changes = {"rounds": 3, "cohort.size": 3, "references": ["local", "central"]}
 
 POINTS = (
     "half written",  # a file's content, under a temporary name
@@ -168,7 +170,10 @@ def live(life: Life) -> None:
         if life.scenario is None:
             resume(life.out, settings=[f"engine.kind={life.engine}", *filter(None, [life.setting])])
         else:
-            changes = {**SCENARIOS[life.scenario], "engine": {"kind": life.engine, "workers": 2}}
+            changes = {
+                **{**SCENARIOS, "compared": COMPARED}[life.scenario],
+                "engine": {"kind": life.engine, "workers": 2},
+            }
             run_scenario(small.scenario(changes, life.out.parent), out=life.out)
         status = 0
     finally:
@@ -414,6 +419,21 @@ def test_a_killed_run_goes_on_to_the_same_end(
 def test_however_often_it_is_killed(name: str, server: Server, wholes: Callable[[str], Whole], tmp_path: Path) -> None:
     """Together with those above and below more than 200."""
     assert check_kills(server, name, wholes(name), tmp_path, wanted=34, seed=2) >= 34
+
+
+@pytest.mark.parametrize("point", ["half written", "unrecorded", "recorded"])
+def test_a_run_killed_while_one_beside_it_runs_goes_on_there(
+    point: str, server: Server, wholes: Callable[[str], Whole], tmp_path: Path
+) -> None:
+    """In the first of them, and, resumed, in the second."""
+    out, whole = place(tmp_path), wholes("compared")
+    assert server.live(Life(out, "compared", Kill(point, 4, 0))) == -signal.SIGKILL
+    assert progress(out) == (3, True) and not progress(out / BESIDE[0])[1]
+    assert server.live(Life(out, None, Kill(point, 3, 0))) == -signal.SIGKILL
+    assert progress(out / BESIDE[0])[1] and not progress(out / BESIDE[1])[1]
+    assert server.live(Life(out, None, None)) == 0
+    for place_of in ("", *BESIDE):
+        check_same(out / place_of, whole._replace(out=whole.out / place_of))
 
 
 def test_a_kill_leaves_the_scenario_as_it_was_or_as_it_is_to_be(

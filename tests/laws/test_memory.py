@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pytest
 
+from fedsim.data.corpus import Corpus, Folders
+from fedsim.engine.inline import InlineEngine
+from fedsim.local import Work
 from fedsim.progress import Silent
 from fedsim.records import RoundRecord
 from fedsim.rounds import run_job
@@ -90,3 +94,53 @@ def test_two_hundred_rounds(ray_engine: "RayEngine", tmp_path: Path) -> None:
 @pytest.mark.proof
 def test_a_thousand_rounds(ray_engine: "RayEngine", tmp_path: Path) -> None:
     check(weighed(small.with_workers(ray_engine, 2), 1000, tmp_path), slice(80, 100), 0.01)
+
+
+CROWD: small.Changes = {
+    "strategy": {"name": "scaffold"},
+    "data": {"name": "crowd", "partition": {"kind": "natural"}, "split": {"central": 0.0}, "min_rows": 2},
+    "model.hidden": [100],
+    "train": {"learning_rate": 0.1, "batch_size": 8},
+    "evaluate.clients_every": 0,
+    "records.clients": "failed",
+    "checkpoint.keep": 1,
+}
+ROWS = 4
+
+
+def crowd(clients: int) -> Corpus:
+    """Many clients of a few points each."""
+    rng = np.random.default_rng(0)
+    owners = np.repeat(np.arange(clients), ROWS)
+    y = rng.integers(0, 2, len(owners))
+    x = (rng.normal(0, 1, (len(owners), 20)) + y[:, None]).astype(np.float32)
+    names = tuple(map(str, range(clients)))
+    classes = ("low", "high")
+    return Corpus("crowd", "classification", x, y.astype(np.int64), classes, clients=owners, client_names=names)
+
+
+def check_crowd(clients: int, cohort: int, rounds: int, folder: Path) -> None:
+    """Clients' controls are on the disk: the driver grows by far less than they take."""
+
+    def data(folders: Folders) -> Corpus:
+        return crowd(clients)
+
+    job = small.job({**CROWD, "cohort.size": cohort, "rounds": rounds}, data=data)
+    scale = Scale([os.getpid()])
+    run_job(job, InlineEngine(), folder / "run", Silent(), [scale])
+    grown = max(use[0].memory for use in scale.weighed[3:]) - scale.weighed[2][0].memory
+    written = 0.8 * cohort * rounds * 4 * Work(job).layout.size
+    kept = sum(file.stat().st_size for file in (folder / "run" / "checkpoints").glob("states-*"))
+    print(f"\n{clients} clients: {kept / 1e6:.0f} MB of states on the disk, the driver grew by {grown / 1e6:.1f} MB")
+    assert kept > written / 2, "some clients took part twice, and their old states have gone"
+    assert grown < kept / 4
+
+
+def test_states_of_many_clients_are_not_held(tmp_path: Path) -> None:
+    """SCAFFOLD keeps a vector for every client; what was trained earlier is read from the disk when it is asked for."""
+    check_crowd(10_000, 800, 10, tmp_path)
+
+
+@pytest.mark.proof
+def test_states_of_100_000_clients(tmp_path: Path) -> None:
+    check_crowd(100_000, 2_500, 40, tmp_path)

@@ -199,6 +199,30 @@ def test_the_price_of_privacy_is_resumed_with_its_run(rounds: int, tmp_path: Pat
         resume(out)
 
 
+@pytest.mark.parametrize("rounds", [2, 4, 8])
+def test_references_are_resumed_with_their_run(rounds: int, tmp_path: Path) -> None:
+    """Gone on with, or begun: interrupted in the run, in the first reference, or in the second."""
+    changes = {"strategy.name": "ditto", "references": ["local", "central"]}
+    out = place(made(tmp_path / "part"))
+    with pytest.raises(EnoughError):
+        fedsim.run(small.scenario(changes), out=out, observers=[StopAfter(rounds)])
+    resumed, other = resume(out), whole(changes, tmp_path)
+    for place_of in (Path(), Path("references/local"), Path("references/central")):
+        check_same(out / place_of, other.folder / place_of)
+    assert [*resumed.values["references"]] == ["local", "central"]
+    assert resumed.values["gain_over_local"] == other.values["gain_over_local"]
+    assert resumed.own_figures == other.own_figures
+    with pytest.raises(ScenarioError, match="has finished"):
+        resume(out)
+
+
+def test_references_grow_with_their_run(tmp_path: Path) -> None:
+    changes = {"rounds": 2, "references": ["local"]}
+    out = whole(changes, made(tmp_path / "a")).folder
+    resume(out, rounds=3)
+    check_same(out / "references" / "local", whole({**changes, "rounds": 3}, tmp_path).folder / "references" / "local")
+
+
 # Longer than it was to be
 
 

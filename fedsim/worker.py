@@ -1,0 +1,187 @@
+"""What a worker or a node does with messages: a client's training, or measuring a model on its rows.
+
+`chunk_program` is what simulated workers run, `client_app` the same work as a Flower ClientApp; what is in the
+messages stands in `flower.py`.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedsim import metrics, seeds
+from fedsim.combiners import Fold
+from fedsim.data.federation import CentralPart, Part, Rows
+from fedsim.errors import FedsimError
+from fedsim.grid import (
+    CLIENT_FAILED,
+    Chunk,
+    ChunkProgram,
+    ChunkResult,
+    accepted_round,
+    client_number,
+    failure,
+    setting,
+)
+from fedsim.local import Contribution, Received, Work
+from fedsim.parameters import Weights, encode, to_record, view
+from fedsim.replies import arrays_of
+from fedsim.states import ContextStates, State
+
+Figure = int | float | list[int] | list[float]
+"""A value of Flower's MetricRecord."""
+PARTS: Mapping[str, Part] = {"train": "train", "validation": "validation", "test": "test"}
+
+
+class Answer(NamedTuple):
+    """What came of one message's work: a reply's content, before it is a reply.
+
+    Attributes:
+        figures: the reply's metrics.
+        arrays: the reply's arrays, by record.
+        contribution: what training gave, where the message asked for training.
+    """
+
+    figures: dict[str, Figure]
+    arrays: dict[str, ArrayRecord]
+    contribution: Contribution | None = None
+
+    def reply(self, message: Message) -> Message:
+        """The reply to the message that asked."""
+        return Message(RecordDict({**self.arrays, "metrics": MetricRecord({**self.figures})}), reply_to=message)
+
+
+def chunk_program(work: Work) -> ChunkProgram:
+    """What a simulated worker runs: each client's work in order, a client's failure being its reply."""
+
+    @seeds.preserved()
+    def run(chunk: Chunk) -> ChunkResult:
+        answers: list[Answer | FedsimError] = []
+        kept: dict[int, State] = {}
+        running = Fold()
+        carrier: Answer | None = None
+        for message in chunk.messages:
+            number = client_number(message)
+            try:
+                answer = _answer(work, number, message, chunk.states.get(number))
+            except FedsimError as error:
+                answers.append(error)
+                continue
+            done = answer.contribution
+            if done is not None and done.state:
+                kept[number] = done.state
+            if done is not None and setting(message, "reply", "model") == "sum":
+                running.add(done.vector, float(setting(message, "weight", 1.0)))
+                carrier = answer = answer._replace(contribution=None)
+            answers.append(answer)
+        if carrier is not None and running.total is not None:
+            carrier.arrays["update"] = ArrayRecord({"vector": encode(running.total.numpy())})
+        # Replies are built when all have trained: in between, their code would push the nets out of the cache.
+        return ChunkResult(list(map(_reply, chunk.messages, answers)), kept)
+
+    return run
+
+
+def _reply(message: Message, answer: Answer | FedsimError) -> Message:
+    if isinstance(answer, FedsimError):
+        return failure(message, CLIENT_FAILED, str(answer))
+    return answer.reply(message)
+
+
+def client_app(make_work: Callable[[], Work]) -> ClientApp:
+    """Local work as a ClientApp, for Flower's own simulation and for deployed nodes.
+
+    Args:
+        make_work: builds this process' work; called for every message, so it should remember its result.
+    """
+    app = ClientApp()
+
+    def handle(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        states = ContextStates(context)
+        accepted = accepted_round(message)
+        state = states.get(number, accepted) if accepted is not None else None
+        with seeds.preserved():
+            answer = _answer(make_work(), number, message, state)
+        if answer.contribution is not None:
+            states.put(number, int(setting(message, "server-round", 0)), answer.contribution.state)
+        return answer.reply(message)
+
+    for register in (app.train(), app.evaluate(), app.query()):
+        register(handle)
+    return app
+
+
+def _answer(work: Work, number: int, message: Message, state: State | None) -> Answer:
+    """One message's work."""
+    kind = message.metadata.message_type
+    if kind == "train":
+        return _trained(work, number, message, state)
+    if kind == "query":
+        return Answer({"number": number, "num-examples": int(work.federation.train_rows[number])}, {})
+    if kind == "evaluate.central":
+        return _measured_centrally(work, message)
+    return _measured(work, number, message, state)
+
+
+def _measured_centrally(work: Work, message: Message) -> Answer:
+    """The global model on a block of a central set, perhaps with the backdoor's trigger in its rows."""
+    started = time.perf_counter()
+    part: CentralPart = "test" if setting(message, "part", "validation") == "test" else "validation"
+    central = work.federation.central[part]
+    block = slice(int(setting(message, "start", 0)), int(setting(message, "stop", len(central.x))))
+    rows = Rows(central.x[block], central.y[block])
+    if setting(message, "triggered", False):
+        rows = work.triggered(rows)
+    measured = work.evaluate(work.received(arrays_of(message, "arrays")), rows, f"central {part} set")
+    return _figures(metrics.to_record(measured), rows, started)
+
+
+def _measured(work: Work, number: int, message: Message, state: State | None) -> Answer:
+    """The global model, and the client's own if asked for, on the client's rows."""
+    started = time.perf_counter()
+    round = int(setting(message, "server-round", 0))
+    rows = work.federation.rows(number, PARTS[str(setting(message, "part", "validation"))])
+    what = f"round {round}, client {number}"
+    received = Received(work.received(arrays_of(message, "arrays")), _shared(message))
+    with work.limited():
+        measured = metrics.to_record(work.evaluate(received.weights, rows, what))
+        if setting(message, "personal", False):
+            own = work.own_model(number, round, received, state)
+            measured = MetricRecord({**measured, **metrics.to_record(work.evaluate(own, rows, what), "personal")})
+    return _figures(measured, rows, started)
+
+
+def _figures(measured: MetricRecord, rows: Rows, started: float) -> Answer:
+    return Answer({**measured, "num-examples": len(rows.x), "seconds": time.perf_counter() - started}, {})
+
+
+def _shared(message: Message) -> dict[str, torch.Tensor]:
+    """The algorithm's vectors that came with a message."""
+    return {name: torch.from_numpy(view(array).copy()) for name, array in arrays_of(message, "shared").items()}
+
+
+def _trained(work: Work, number: int, message: Message, state: State | None) -> Answer:
+    started = time.perf_counter()
+    weights = work.received(arrays_of(message, "arrays"))
+    received = Received(weights, _shared(message))
+    done = work.train(number, int(setting(message, "server-round", 0)), received, state)
+    reply, arrays = setting(message, "reply", "model"), {}
+    if reply == "model":
+        size, end = work.layout.size, work.layout.size + work.layout.buffer_size
+        became = Weights(weights.vector + done.vector[:size], weights.buffers + done.vector[size:end])
+        arrays["arrays"] = to_record(work.layout, became)
+    elif reply == "update":
+        arrays["update"] = ArrayRecord({"vector": encode(done.vector.numpy())})
+    figures: dict[str, Figure] = {
+        "num-examples": int(work.federation.train_rows[number]),
+        "loss": done.loss,
+        "norm": done.norm,
+        "steps": done.steps,
+        "seconds": time.perf_counter() - started,
+        "summed": int(reply == "sum"),
+    }
+    return Answer(figures | {f"scalar/{name}": value for name, value in done.scalars.items()}, arrays, done)

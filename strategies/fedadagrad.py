@@ -1,0 +1,48 @@
+"""The server takes Adagrad steps along the mean update (FedAdagrad).
+
+Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 2: with Delta the cohort's mean update,
+m = beta1 m + (1 - beta1) Delta, v += Delta^2,
+w += server_lr m / (sqrt(v) + tau). v starts at tau^2, and nothing corrects the averages for their start.
+Communicates: the model down, one update up. Any local optimiser. Private at example level: the server only
+transforms what FedAvg sends it.
+"""
+
+import torch
+
+from fedsim.algorithm import Algorithm, Combined, Server, Weighting, local_update, zeros
+
+
+def fedadagrad(
+    server_lr: float = 0.1, beta1: float = 0.0, tau: float = 1e-3, weights: Weighting = "examples"
+) -> Algorithm:
+    """FedAdagrad.
+
+    Args:
+        server_lr: eta, > 0; the paper tunes it for each data set.
+        beta1: of the mean update, in [0, 1).
+        tau: how adaptive the step is, > 0: the smaller, the more alike the steps of all coordinates are.
+        weights: "examples" (FedAvg) or "uniform" (as the algorithm is written).
+    """
+    if not (server_lr > 0 and 0 <= beta1 < 1 and tau > 0):
+        raise ValueError(
+            f"server_lr = {server_lr} and tau = {tau} should be above 0, and beta1 = {beta1} at least 0 and below 1"
+        )
+
+    def server(server: Server, combined: Combined) -> Server:
+        delta = combined.update
+        first = beta1 * server.state["first_moment"] + (1 - beta1) * delta
+        second = server.state["second_moment"] + delta**2
+        params = server.params + server_lr * first / (second.sqrt() + tau)
+        return server._replace(params=params, state={"first_moment": first, "second_moment": second})
+
+    return Algorithm(
+        "fedadagrad",
+        local_update,
+        server,
+        weights,
+        server_state={
+            "first_moment": zeros,
+            "second_moment": lambda params, population: torch.full_like(params, tau**2),
+        },
+        private="the server transforms a sum of clipped, noised gradients",
+    )

@@ -1,0 +1,55 @@
+"""The server takes Yogi steps along the mean update (FedYogi).
+
+Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 2: with Delta the cohort's mean update,
+m = beta1 m + (1 - beta1) Delta, v -= (1 - beta2) Delta^2 sign(v - Delta^2),
+w += server_lr m / (sqrt(v) + tau). v starts at tau^2, and nothing corrects the averages for their start.
+Communicates: the model down, one update up. Any local optimiser. Private at example level: the server only
+transforms what FedAvg sends it.
+Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=fedyogi --set train.learning_rate=0.3
+"""
+
+import torch
+
+from fedsim.algorithm import Algorithm, Combined, Server, Weighting, local_update, zeros
+
+
+def fedyogi(
+    server_lr: float = 0.01,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+    weights: Weighting = "examples",
+) -> Algorithm:
+    """FedYogi.
+
+    Args:
+        server_lr: eta, > 0; the best of the paper lie between 0.003 and 0.1, by task.
+        beta1, beta2: of the mean update and of its square, in [0, 1).
+        tau: how adaptive the step is, > 0: the smaller, the more alike the steps of all coordinates are.
+        weights: "examples" (FedAvg) or "uniform" (as the algorithm is written).
+    """
+    if not (server_lr > 0 and 0 <= beta1 < 1 and 0 <= beta2 < 1 and tau > 0):
+        raise ValueError(
+            f"server_lr = {server_lr} and tau = {tau} should be above 0, "
+            f"and beta1 = {beta1} and beta2 = {beta2} at least 0 and below 1"
+        )
+
+    def server(server: Server, combined: Combined) -> Server:
+        delta = combined.update
+        first = beta1 * server.state["first_moment"] + (1 - beta1) * delta
+        second, square = server.state["second_moment"], delta**2
+        second = second - (1 - beta2) * square * torch.sign(second - square)
+        params = server.params + server_lr * first / (second.sqrt() + tau)
+        return server._replace(params=params, state={"first_moment": first, "second_moment": second})
+
+    return Algorithm(
+        "fedyogi",
+        local_update,
+        server,
+        weights,
+        server_state={
+            "first_moment": zeros,
+            "second_moment": lambda params, population: torch.full_like(params, tau**2),
+        },
+        private="the server transforms a sum of clipped, noised gradients",
+    )
