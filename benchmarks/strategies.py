@@ -57,7 +57,6 @@ UNEVEN: dict[str, Any] = {
 }
 SUITED: dict[str, Changes] = {
     "fedbn": {"model": {"name": "cnn", "channels": [8, 8], "norm": "batch"}},
-    "bulyan": {"strategy.f": 1},
 }
 """What a strategy needs besides its name."""
 ATTACKED: Changes = {
@@ -75,6 +74,7 @@ ATTACKS: dict[str, Changes] = {
     "noise": {},
     "free-ride": {},
     "alie": {},
+    "alie z=1.5": {"name": "alie", "z": 1.5},
     "inner-product": {},
     "backdoor": {},
 }
@@ -264,7 +264,8 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _short(attack: str) -> str:
-    return {"sign-flip x10": "flip x10", "label-flip": "labels", "inner-product": "inner"}.get(attack, attack)
+    names = {"sign-flip x10": "flip x10", "label-flip": "labels", "inner-product": "inner", "alie z=1.5": "z=1.5"}
+    return names.get(attack, attack)
 
 
 if __name__ == "__main__":

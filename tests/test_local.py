@@ -383,7 +383,7 @@ def test_what_epsilon_does_not_cover_is_refused_under_privacy(reads: Callable[[L
 
 def test_a_loss_leaves_the_model_as_it_was() -> None:
     """Measured as models are measured: dropout off, and batch norm with the means it has, which stay."""
-    norm = {"model": {"name": "cnn", "preset": "small", "norm": "batch"}}
+    norm: Any = {"model": {"name": "cnn", "preset": "small", "norm": "batch"}}
     kept: list[Tensor] = []
 
     def half(local: Local) -> Upload:
