@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedsim.composition import algorithm_of
+from fedsim.composition import algorithm_of, check_measured
 from fedsim.data.federation import Federation
 from fedsim.errors import ScenarioError
 from fedsim.job import CorpusSource, Job, ModelSource, named, prepare_on
 from fedsim.metrics import LOWER_IS_BETTER, worst_tenth
 from fedsim.progress import shortened, wrapped
-from fedsim.registry import as_path
+from fedsim.registry import as_path, members, nearest
 from fedsim.scenario import Scenario
 from fedsim.stopping import Watch
 from fedsim.summary import Result
@@ -121,8 +121,9 @@ def _reference(scenario: Scenario, name: str) -> Scenario:
     origin = f"{scenario.origin}: references"
     changed = scenario.changed({**own, "adversary": None}, origin)
     with named(origin):
-        if algorithm_of(changed).alone and not scenario.evaluate.clients_every:
-            raise ScenarioError(f"{name!r} is measured on clients' own rows alone; set evaluate.clients_every to 1")
+        if ":" not in name and name not in (known := members("fedsim.strategies")):
+            raise ScenarioError(f"there is no strategy {name!r}.{nearest(name, known)}")
+        check_measured(algorithm_of(changed), scenario)
     return changed
 
 

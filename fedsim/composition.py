@@ -44,6 +44,8 @@ def algorithm_of(scenario: Scenario) -> Algorithm:
 
 def _named(table: Named, scenario: Scenario, key: str) -> Algorithm:
     """The algorithm that a table names, with the table's keys as hyper-parameters."""
+    if key != "strategy" and "weights" in table.settings:
+        raise ScenarioError(f"{key}.weights has no effect here; how clients count is strategy.weights")
     if table.name.startswith(stock.PREFIX):
         return stock.algorithm(table.name, table.settings, key)
     function = registry.find("fedsim.strategies", table.name, scenario.folder, f"{key}.name")
@@ -91,7 +93,8 @@ def with_server_of(algorithm: Algorithm, other: Algorithm) -> Algorithm:
     Raises:
         ValueError: the other's server half does not stand alone; says why.
     """
-    if other.client is not local_update or other.server is add_update or other.flower is not None:
+    needs = other.shared or other.extra or other.scalars or other.flower
+    if other.client is not local_update or other.server is add_update or needs:
         raise ValueError(f"{other.name} has no server half that stands alone; name one such as fedadam or fedavgm")
     _composable(algorithm)
     prefix = f"{other.name}/"
@@ -115,7 +118,7 @@ def with_server_of(algorithm: Algorithm, other: Algorithm) -> Algorithm:
 
 
 def _composable(algorithm: Algorithm) -> None:
-    if algorithm.flower is not None or algorithm.pooled or algorithm.model:
+    if algorithm.flower is not None or algorithm.pooled or algorithm.model or algorithm.alone:
         raise ValueError(f"{algorithm.name} is taken as it is, without another combiner or server half")
 
 
@@ -149,6 +152,7 @@ def check_algorithm(algorithm: Algorithm, scenario: Scenario, model: nn.Module, 
     if algorithm.personal is not None and not any(mask.any() for mask in personal_masks(layout, algorithm.personal)):
         names = ", ".join(slot.name for slot in layout.parameters[-4:])
         raise ScenarioError(f"strategy.personal = {algorithm.personal!r} matches no parameter; there are ..., {names}")
+    check_measured(algorithm, scenario)
     combiner, largest = algorithm.combine, largest_size(scenario.cohort.rule, clients)
     if largest < combiner.least:
         raise ScenarioError(
@@ -180,6 +184,14 @@ def check_driven(algorithm: Algorithm, scenario: Scenario, able: int) -> None:
         raise ScenarioError(
             f"cohort.min_replies = {cohort.min_replies}: a cohort of strategy {name!r} has {size} of {able} clients "
             "here; lower it, or raise fraction_train"
+        )
+
+
+def check_measured(algorithm: Algorithm, scenario: Scenario) -> None:
+    """Refuse an algorithm without a global model where clients' own are never measured."""
+    if algorithm.alone and not scenario.evaluate.clients_every:
+        raise ScenarioError(
+            f"{algorithm.name!r} is measured on clients' own rows alone; set evaluate.clients_every to 1"
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fedsim.adversaries import attackers
 from fedsim.composition import algorithm_of
 from fedsim.data.corpus import Task
 from fedsim.data.federation import CentralPart, Federation, Part
@@ -138,7 +139,9 @@ def _unmeasured(metric: MetricName, scenario: Scenario, federation: Federation) 
         return None if len(federation.central["validation"].x) else "no rows are held out; raise data.split.central"
     if not scenario.evaluate.clients_every:
         return "evaluate.clients_every is 0; set it to 1"
-    rows = federation.validation_ends - federation.train_ends
+    rows = federation.sizes("validation")
+    if scenario.adversary is not None:
+        rows[attackers(scenario.adversary, scenario.seed, federation.train_rows > 0)] = 0  # they are not asked
     if not rows.any():
         return "clients have no validation rows; raise data.split.validation"
     number, least = int(counted(rows, scenario.evaluate.min_rows).sum()), scenario.evaluate.min_rows

@@ -152,15 +152,15 @@ class AlgorithmStrategy(Strategy):
         reported = [metrics_of(sound[number]) for number in answered]
         combined = self._combined(answered, sound)
         if not is_finite(combined):
-            raise StoppedByPolicy(f"round {server_round}: the cohort's sum is not finite; lower train.learning_rate")
+            advice = "lower train.learning_rate" if self._adversary is None else "the attack may have overflowed"
+            raise StoppedByPolicy(f"round {server_round}: the cohort's sum is not finite; {advice}")
         size = self._layout.size
         self.buffers = self.buffers + combined[size : size + self._layout.buffer_size]
         extras = combined[size + self._layout.buffer_size :].split(size)  # type: ignore[no-untyped-call]
-        names = [key for key in reported[0] if key.startswith("scalar/")]
         cohort = Combined(
             update=combined[:size],
             extra=dict(zip(self.algorithm.extra, extras, strict=False)),
-            scalars={name.removeprefix("scalar/"): torch.tensor([m[name] for m in reported]) for name in names},
+            scalars={name: torch.tensor([m[f"scalar/{name}"] for m in reported]) for name in self.algorithm.scalars},
             numbers=torch.tensor(answered),
             weights=torch.tensor([self._weights[number] for number in answered]),
             share_of_population=len(answered) / self._federation.clients,
@@ -210,7 +210,7 @@ class AlgorithmStrategy(Strategy):
 
     def _stepped(self, round: int, cohort: Combined) -> Server:
         """The server after its step; what it was before is still being written to the disk, so it must stay."""
-        before = {"params": self.server.params, **self.vectors}
+        before = {"params": self.server.params, "combined.update": cohort.update, **self.vectors}
         versions = {name: tensor._version for name, tensor in before.items()}
         try:
             after = self.algorithm.server(self.server._replace(round=round), cohort)
@@ -221,7 +221,23 @@ class AlgorithmStrategy(Strategy):
             raise StoppedByPolicy(
                 f"round {round}: the strategy's server half changed {changed[0]} in place; compute a new tensor"
             )
+        if (fault := self._server_fault(after)) is not None:
+            raise StoppedByPolicy(f"round {round}: the strategy's server half {fault}")
         return after
+
+    def _server_fault(self, after: object) -> str | None:
+        """What is wrong with what a server half gave."""
+        if not isinstance(after, Server):
+            return f"gave a {type(after).__name__}, not a Server; end it with server._replace(...)"
+        for name, now, then in (
+            ("params", {"params": after.params}, {"params": self.server.params}),
+            ("shared", after.shared, self.server.shared),
+            ("state", after.state, self.server.state),
+        ):
+            found, kinds = ({key: _kind(tensor) for key, tensor in vectors.items()} for vectors in (now, then))
+            if found != kinds:
+                return f"made {name} {found}, and it was declared {kinds}"
+        return None if is_finite(after.params) else "made a model that is not finite"
 
     def _shared(self) -> ArrayRecord:
         return ArrayRecord({name: encode(vector.numpy()) for name, vector in self.server.shared.items()})
@@ -264,7 +280,13 @@ class AlgorithmStrategy(Strategy):
             return dict.fromkeys(numbers, 1.0)
         if rule == "examples":
             return {number: float(self._federation.train_rows[number]) for number in numbers}
-        return dict(zip(numbers, map(float, rule(self.server, torch.tensor(numbers))), strict=True))
+        try:
+            weights = dict(zip(numbers, map(float, rule(self.server, torch.tensor(numbers))), strict=True))
+        except Exception as error:
+            raise StoppedByPolicy(f"the strategy's weights failed: {one_line(error)}") from error
+        if odd := [number for number, weight in weights.items() if not (math.isfinite(weight) and weight >= 0)]:
+            raise StoppedByPolicy(f"the strategy's weight of client {odd[0]} is {weights[odd[0]]}; use 0 or more")
+        return weights
 
     def _number(self, reply: Message) -> int:
         """The client that a reply is from."""
@@ -286,7 +308,7 @@ class AlgorithmStrategy(Strategy):
         weights = {number: self._weights[number] for number in answered}
         if not self.algorithm.linear:
             updates = torch.stack([vector for number in answered if (vector := vector_of(sound[number])) is not None])
-            return self.algorithm.combine(updates, torch.tensor(list(weights.values())), self._previous)
+            return self._together(updates, torch.tensor(list(weights.values())))
         chunks = chunk_numbers([int(self._federation.train_rows[number]) for number in self.cohort])
         folds = [Fold() for _ in range(chunks[-1] + 1)]
         for number, chunk in zip(self.cohort, chunks, strict=True):
@@ -298,6 +320,17 @@ class AlgorithmStrategy(Strategy):
                 total.add(fold.total)
         assert total.total is not None
         return total.total / sum(weights.values())
+
+    def _together(self, updates: Tensor, weights: Tensor) -> Tensor:
+        """What the combiner makes of updates [n, P]."""
+        combiner = self.algorithm.combine
+        try:
+            combined = combiner(updates, weights, self._previous)
+        except Exception as error:
+            raise StoppedByPolicy(f"the combiner {combiner.name} failed: {one_line(error)}") from error
+        if not isinstance(combined, Tensor) or combined.shape != updates[0].shape:
+            raise StoppedByPolicy(f"the combiner {combiner.name} should give a vector {list(updates[0].shape)}")
+        return combined
 
     def _find_nodes(self, grid: Grid) -> None:
         if isinstance(grid, SimulatedGrid):
@@ -319,7 +352,13 @@ def agreed_on(
     others = [vector for number, vector in contributions.items() if number not in attackers]
     if not own:
         return None
-    return collude(torch.stack(own), torch.stack(others) if others else own[0].new_empty(0, len(own[0])))
+    try:
+        agreed = collude(torch.stack(own), torch.stack(others) if others else own[0].new_empty(0, len(own[0])))
+    except Exception as error:
+        raise StoppedByPolicy(f"the adversary's collude failed: {one_line(error)}") from error
+    if not isinstance(agreed, Tensor) or agreed.shape != own[0].shape:
+        raise StoppedByPolicy(f"the adversary's collude should give a vector [{len(own[0])}]")
+    return agreed
 
 
 def central_messages(

@@ -212,11 +212,13 @@ def _model(scenario: Scenario, source: ModelSource, federation: Federation) -> n
 
 def _attackers(scenario: Scenario, federation: Federation, algorithm: Algorithm) -> tuple[int, ...]:
     """The clients that attack, once it is clear that the attack fits."""
-    if _adversary(scenario, federation) is None:
+    if (adversary := _adversary(scenario, federation)) is None:
         return ()
     assert scenario.adversary is not None
     if algorithm.pooled:
         raise ScenarioError(f"adversary: strategy {algorithm.name!r} has one client with all rows; leave it out")
+    if adversary.target is not None and not 0 <= adversary.target < len(federation.classes):
+        raise ScenarioError(f"adversary.target = {adversary.target}: there are {len(federation.classes)} classes")
     return tuple(attackers(scenario.adversary, scenario.seed, federation.train_rows > 0))
 
 

@@ -79,12 +79,18 @@ class Work:
     def bytes_down(self, training: bool) -> int:
         """Bytes of the arrays that a real network would carry to a client."""
         shared = len(self.algorithm.shared) * self.layout.size if training else 0
-        return (self.layout.size + self.layout.buffer_size + shared) * self.initial.vector.element_size()
+        values = self.layout.size + self.layout.buffer_size + shared - self._kept_back
+        return values * self.initial.vector.element_size()
 
     @property
     def bytes_up(self) -> int:
-        """Bytes of the arrays in a client's contribution."""
-        return self.contribution_size * self.initial.vector.element_size()
+        """Bytes of the arrays in a client's contribution that a real network would carry."""
+        return (self.contribution_size - self._kept_back) * self.initial.vector.element_size()
+
+    @property
+    def _kept_back(self) -> int:
+        """Values of the model that never leave their client."""
+        return sum(int(mask.sum()) for mask in self.personal) if self.personal is not None else 0
 
     @property
     def contribution_size(self) -> int:
@@ -152,13 +158,11 @@ class Work:
         change = self._change(received.weights.buffers, buffers)
         if (masks := self.personal) is not None:
             kept |= {_PERSONAL: (start + update)[masks.parameters], _PERSONAL_BUFFERS: buffers[masks.buffers]}
-            update, change = update.masked_fill(masks.parameters, 0.0), change.masked_fill(masks.buffers, 0.0)
-        vector = self._sent(number, round, self._packed(upload._replace(update=update), change))
+        vector = self._cut(self._sent(number, round, self._packed(upload, change)))
         norm = math.sqrt(float(vector @ vector))
         if not (math.isfinite(norm) or is_finite(vector)):
             raise ClientError(f"the update is not finite after {client.steps} steps. {client.advice}")
-        scalars = {name: float(value) for name, value in upload.scalars.items()}
-        return Contribution(vector, scalars, kept, norm, client.mean_loss, client.steps)
+        return Contribution(vector, self._scalars(upload), kept, norm, client.mean_loss, client.steps)
 
     def own_model(self, number: int, round: int, received: Received, state: State | None) -> Weights:
         """A client's own model, of an algorithm that gives it one.
@@ -174,7 +178,16 @@ class Work:
         if self.algorithm.own_model is None:
             return weights
         client = LocalClient(self, number, round, weights.vector, received.shared, own, weights.buffers)
-        return weights._replace(vector=self.algorithm.own_model(client))
+        seeds.seed_globals(self.job.scenario.seed, "own model", round, number)
+        try:
+            vector = self.algorithm.own_model(client)
+        except Exception as error:
+            what = f"round {round}, client {number}: the strategy's own_model failed"
+            raise ClientError(f"{what}: {one_line(error)}") from error
+        if not isinstance(vector, Tensor) or vector.shape != (self.layout.size,):
+            text = f"the strategy's own_model should give a vector [{self.layout.size}]"
+            raise ClientError(f"round {round}, client {number}: {text}")
+        return weights._replace(vector=vector)
 
     def _own(self, state: State | None) -> State:
         """A copy of a client's state, or its first."""
@@ -198,6 +211,24 @@ class Work:
             shape = f"{list(sent.shape)}, not {list(vector.shape)}"
             raise ClientError(f"adversary {self.adversary.name!r} sends a vector of shape {shape}")
         return sent
+
+    def _cut(self, vector: Tensor) -> Tensor:
+        """A contribution without what stays with the client; an attack does not reach it either."""
+        if (masks := self.personal) is None:
+            return vector
+        size, end = self.layout.size, self.layout.size + self.layout.buffer_size
+        parts = vector[:size].masked_fill(masks.parameters, 0.0), vector[size:end].masked_fill(masks.buffers, 0.0)
+        return torch.cat([*parts, vector[end:]])
+
+    def _scalars(self, upload: Upload) -> dict[str, float]:
+        """The declared scalars; one that is odd would be missed by nobody once its update is in a sum."""
+        scalars = {name: float(value) for name, value in upload.scalars.items()}
+        if scalars.keys() != set(self.algorithm.scalars):
+            given, declared = (", ".join(sorted(names)) or "none" for names in (scalars, self.algorithm.scalars))
+            raise ClientError(f"the strategy's scalars are {given}, declared are {declared}")
+        if odd := sorted(name for name, value in scalars.items() if not math.isfinite(value)):
+            raise ClientError(f"the strategy's scalar {odd[0]} is not finite")
+        return scalars
 
     def _check_shapes(self, upload: Upload) -> None:
         """A vector of another shape would be broadcast into the cohort's sum."""
@@ -243,7 +274,10 @@ class Work:
     def triggered(self, rows: Rows) -> Rows:
         """Rows with the backdoor's trigger in them, under their own labels."""
         assert self.adversary is not None and self.adversary.trigger is not None
-        return Rows(self.adversary.trigger(self.problem.inputs(rows.x)).numpy(), rows.y)
+        try:
+            return Rows(self.adversary.trigger(self.problem.inputs(rows.x)).numpy(), rows.y)
+        except Exception as error:
+            raise ClientError(f"adversary {self.adversary.name!r}: its trigger failed: {one_line(error)}") from error
 
 
 @contextmanager

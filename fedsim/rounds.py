@@ -197,7 +197,7 @@ class Run:
         self._work, self._grid, self._folder, self._watch = work, grid, folder, watch
         self._interrupts, self._progress, self._observers = interrupts, progress, observers
         self._commits = InOrder()
-        self._leaving = False
+        self._leaving = self._uncommitted = False
         self._events: list[Event] = []
         self._started = time.perf_counter()
 
@@ -223,12 +223,15 @@ class Run:
 
     def round(self, number: int) -> Stop | None:
         """One round, committed; or a reason to end the run before or after it."""
-        clock = time.perf_counter()
-        self._progress.phase(f"round {number}: training")
         try:
-            messages = self.strategy.configure_train(number, self.model.record, ConfigRecord(), self._grid)
+            return self._round(number)
         except StoppedByPolicy as error:
             return Stop("failure", str(error), failed=True)
+
+    def _round(self, number: int) -> Stop | None:
+        clock = time.perf_counter()
+        self._progress.phase(f"round {number}: training")
+        messages = self.strategy.configure_train(number, self.model.record, ConfigRecord(), self._grid)
         if (stop := self._spent_budget(number)) is not None:
             return stop
         if self.ledger is not None:
@@ -244,6 +247,7 @@ class Run:
             model = Model(arrays, self.strategy.weights) if arrays is not None else self.model
             metrics = self._validate(number, model, rows)
         except (StoppedByPolicy, ClientError) as error:
+            self._uncommitted = True
             return Stop("failure", f"{error}{largest_updates(rows)}", failed=True)
         stop = self._watch.after(number, metrics, rows)
         record = RoundRecord(
@@ -264,7 +268,8 @@ class Run:
         self._settle()
         self._progress.phase("testing the last and the best model")
         clients: list[ClientRow] = []
-        last = self._test(self.model.record, self._work.algorithm.personalised, clients)
+        personal = self._work.algorithm.personalised and not self._uncommitted  # clients' states are of that round
+        last = self._test(self.model.record, personal, clients)
         same = self.best.round == self.done
         best = last if same else self._test(to_record(self._work.layout, self.best.weights), False, [])
         seconds = time.perf_counter() - self._started
@@ -341,7 +346,7 @@ class Run:
     def _test(self, model: ArrayRecord, personal: bool, rows: list[ClientRow]) -> dict[str, float]:
         """Test metrics of a model, and of clients' own beside the last; clients' rows are added to `rows`.
 
-        None where it cannot be measured, which then is why the run has ended.
+        Nothing where it cannot be measured, which then is why the run has ended.
         """
         try:
             metrics = self._centrally(model, "test")

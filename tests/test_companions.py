@@ -130,7 +130,7 @@ def test_the_run_without_privacy_is_one_of_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"references": ["lokal"]}, r"small: references: strategy\.name: there is no 'lokal'\. Did you mean local\?"),
+        ({"references": ["lokal"]}, r"small: references: there is no strategy 'lokal'\. Did you mean local\?"),
         ({"references": ["mine.py:none"]}, r"small: references: .*there is no file"),
         ({"references": ["fedavg"]}, r"small: references name 'fedavg', which is strategy\.name itself; leave it out"),
         ({"references": ["local", "local"]}, "small: references name 'local' twice; name each once"),
