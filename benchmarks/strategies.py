@@ -183,31 +183,32 @@ def distance_lines(distances: Mapping[str, float]) -> list[str]:
 
 def catalogue_lines(done: Sequence[Figures], datasets: Sequence[str]) -> list[str]:
     """Rounds to the target, and final test accuracy with its spread over seeds; clients' own models beside it."""
-    heading = "".join(f"{data:>32}" for data in datasets)
-    columns = "".join(f"{'to ' + format(DATASETS[data], '.0%'):>8}{'final':>14}{'own':>10}" for data in datasets)
-    lines = [f"{'':<18}{heading}", f"{'strategy':<18}{columns}"]
+    heading = "".join(f"{data:>31}" for data in datasets)
+    columns = "".join(f"{'to ' + format(DATASETS[data], '.0%'):>8}{'final':>15}{'own':>8}" for data in datasets)
+    lines = [f"{'':<17}{heading}", f"{'strategy':<17}{columns}"]
     for name in dict.fromkeys(figures.case.row for figures in done):
         cells = ""
         for data in datasets:
             runs = [figures for figures in done if figures.case[:2] == (name, data)]
             finals = [float(run.test.get(TEST, float("nan"))) for run in runs]
             own = [float(run.test[OWN]) for run in runs if OWN in run.test]
-            cells += f"{_rounds_to(runs, DATASETS[data]):>8}{_spread(finals):>14}"
-            cells += f"{statistics.mean(own):>10.3f}" if own else f"{'-':>10}"
-        lines.append(f"{name:<18}{cells}")
+            cells += f"{_rounds_to(runs, DATASETS[data]):>8}{_spread(finals):>15}"
+            cells += f"{statistics.mean(own):>8.3f}" if own else f"{'-':>8}"
+        lines.append(f"{name:<17}{cells}")
     return lines
 
 
 def siege_lines(done: Sequence[Figures], defences: Sequence[str], attacks: Sequence[str]) -> list[str]:
-    """Final test accuracy of every defence under every attack; of the backdoor also how often it succeeds."""
-    lines = [f"{'test accuracy, %':<18}" + "".join(f"{_short(attack):>9}" for attack in attacks)]
-    for defence in defences:
-        cells = []
-        for attack in attacks:
-            test = next(figures.test for figures in done if figures.case[:2] == (defence, attack))
-            text = f"{100 * float(test[TEST]):.1f}" if TEST in test else "lost"
-            cells.append(f"{text}/{100 * float(test[SUCCESS]):.0f}" if SUCCESS in test else text)
-        lines.append(f"{defence:<18}" + "".join(f"{cell:>9}" for cell in cells))
+    """Final test accuracy under every attack of every defence; of the backdoor also how often it succeeds."""
+    found = {figures.case[:2]: figures.test for figures in done}
+    lines = [f"{'test accuracy, %':<17}" + "".join(f"{_short(defence):>7}" for defence in defences)]
+    for attack in attacks:
+        rows = {attack: TEST} | ({f"{attack} succeeds": SUCCESS} if attack == "backdoor" else {})
+        for name, metric in rows.items():
+            cells = (found[defence, attack].get(metric) for defence in defences)
+            lines.append(
+                f"{name:<17}" + "".join("   lost" if cell is None else f"{100 * cell:>7.1f}" for cell in cells)
+            )
     return lines
 
 
@@ -263,9 +264,9 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f}{deviation}"
 
 
-def _short(attack: str) -> str:
-    names = {"sign-flip x10": "flip x10", "label-flip": "labels", "inner-product": "inner", "alie z=1.5": "z=1.5"}
-    return names.get(attack, attack)
+def _short(defence: str) -> str:
+    names = {"trimmed-mean": "trim", "multi-krum": "m-krum", "centred-clipping": "clip", "norm-bounding": "norm"}
+    return names.get(defence, defence)
 
 
 if __name__ == "__main__":

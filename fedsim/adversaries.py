@@ -208,10 +208,12 @@ def alie(z: float | None = None) -> Adversary:
 
     Baruch, Baruch and Goldberg, "A Little Is Enough: Circumventing Defenses For Distributed Learning", NeurIPS
     2019, algorithm 3: all send mean - z std, coordinate by coordinate, over the attackers' own contributions. A
-    single attacker knows no spread: its std is 0, and it sends what it computed.
+    single attacker knows no spread: its std is 0, and it sends what it computed. The paper's z, which is for attackers
+    that are almost half, is 0 or tiny for few (n = 10, f = 2: 0; n = 20, f = 4: 0.16), so that they send no more than
+    their mean: set z for a strong attack.
 
     Args:
-        z: above 0; by default `largest_z` of the cohort.
+        z: above 0; by default the paper's, `largest_z` of the cohort.
     """
     if z is not None:
         _positive("z", z)

@@ -391,7 +391,7 @@ def with_update(reply: Message, vector: Tensor) -> Message:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= torch.finfo(torch.float32).max
 
 
 def _kind(tensor: Tensor) -> str:

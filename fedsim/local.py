@@ -226,7 +226,8 @@ class Work:
         if scalars.keys() != set(self.algorithm.scalars):
             given, declared = (", ".join(sorted(names)) or "none" for names in (scalars, self.algorithm.scalars))
             raise ClientError(f"the strategy's scalars are {given}, declared are {declared}")
-        if odd := sorted(name for name, value in scalars.items() if not math.isfinite(value)):
+        largest = torch.finfo(torch.float32).max
+        if odd := sorted(name for name, value in scalars.items() if not abs(value) <= largest):
             raise ClientError(f"the strategy's scalar {odd[0]} is not finite")
         return scalars
 

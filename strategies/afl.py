@@ -9,6 +9,7 @@ Communicates: the model down, one update and one loss up. Any local optimiser. N
 its raw loss.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -26,8 +27,8 @@ def afl(lambda_lr: float = 0.1, weights: Literal["learned"] = "learned") -> Algo
         lambda_lr: the step of lambda, >= 0.
         weights: lambda is what the algorithm learns; there is no other.
     """
-    if not lambda_lr >= 0:
-        raise ValueError(f"lambda_lr = {lambda_lr} should be at least 0")
+    if not 0 <= lambda_lr < math.inf:
+        raise ValueError(f"lambda_lr = {lambda_lr} should be at least 0 and finite")
 
     def client(local: Local) -> Upload:
         loss = local.loss(local.received)
@@ -54,6 +55,7 @@ def onto_simplex(point: Tensor) -> Tensor:
     It is max(point - t, 0), with t such that the sum is 1 (Held, Wolfe, Crowder 1974): the j largest values
     give t = (their sum - 1) / j, for the most j that leaves all of these above t.
     """
+    point = (point - point.max()).clamp(min=-1)  # as t >= max - 1; huge values would swallow the 1
     largest = point.sort(descending=True).values
     thresholds = (largest.cumsum(0) - 1) / torch.arange(1, len(point) + 1)
     kept = int((largest > thresholds).sum())

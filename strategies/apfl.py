@@ -9,6 +9,8 @@ Communicates: the model down, one update up; v and alpha stay with the client. A
 form is declared: v's pass reads the rows a second time.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,8 +25,10 @@ def apfl(alpha: float = 0.5, alpha_lr: float = 0.0, weights: Weighting = "exampl
         alpha_lr: the step of alpha, >= 0; 0 keeps alpha.
         weights: "examples" or "uniform" (the paper).
     """
-    if not (0 <= alpha <= 1 and alpha_lr >= 0):
-        raise ValueError(f"alpha = {alpha} should lie between 0 and 1, and alpha_lr = {alpha_lr} be at least 0")
+    if not (0 <= alpha <= 1 and 0 <= alpha_lr < math.inf):
+        raise ValueError(
+            f"alpha = {alpha} should lie between 0 and 1, and alpha_lr = {alpha_lr} be at least 0 and finite"
+        )
 
     def client(local: Local) -> Upload:
         share = local.state["alpha"]

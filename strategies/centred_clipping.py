@@ -13,6 +13,8 @@ The paper clips momenta, whose noise the past has averaged out; updates of one r
 hides in their spread and pushes the same way each round, is only slowed down.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,8 +31,8 @@ def centred_clipping(tau: float | None = None, iterations: int = 1, weights: Wei
         iterations: steps a round, >= 1; one in the paper.
         weights: "uniform" (the paper) or "examples", in the mean of clipped differences.
     """
-    if tau is not None and not tau > 0:
-        raise ValueError(f"tau = {tau} should be above 0")
+    if tau is not None and not 0 < tau < math.inf:
+        raise ValueError(f"tau = {tau} should be above 0 and finite")
     if iterations < 1:
         raise ValueError(f"iterations = {iterations} should be at least 1")
 

@@ -4,8 +4,11 @@ Laplace, "Essai philosophique sur les probabilites", 1814, the rule of successio
 n_c + smoothing, with n_c how often class c occurs in the rows of all clients seen so far. For the next byte, n_c is
 counted for every byte before (bigrams). What any model must beat.
 Communicates: the model down, counts up, once for each client. The local optimiser is not used, and counts are summed,
-not weighted. No private form is declared: counts are sent as they are.
+not weighted; a total below 0, which only an attack makes, counts as 0. No private form is declared: counts are sent as
+they are.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -19,8 +22,8 @@ def constant(smoothing: float = 0.1) -> Algorithm:
     Args:
         smoothing: what every count starts from, > 0.
     """
-    if not smoothing > 0:
-        raise ValueError(f"smoothing = {smoothing} should be above 0")
+    if not 0 < smoothing < math.inf:
+        raise ValueError(f"smoothing = {smoothing} should be above 0 and finite")
 
     def client(local: Local) -> Upload:
         counts = torch.zeros_like(local.received)
@@ -30,7 +33,7 @@ def constant(smoothing: float = 0.1) -> Algorithm:
 
     def server(server: Server, combined: Combined) -> Server:
         counts = server.state["counts"] + (combined.update * len(combined.numbers)).round()
-        return server._replace(params=torch.log(counts + smoothing), state={"counts": counts})
+        return server._replace(params=torch.log(counts.clamp(min=0) + smoothing), state={"counts": counts})
 
     return Algorithm(
         "constant",

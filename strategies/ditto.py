@@ -8,6 +8,8 @@ is declared: the personal pass reads the rows a second time.
 Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=ditto --set train.learning_rate=0.3
 """
 
+import math
+
 from fedsim.algorithm import Algorithm, Local, Upload, Weighting, add_update, copy_of_model
 
 
@@ -18,6 +20,8 @@ def ditto(lamda: float = 0.1, weights: Weighting = "examples") -> Algorithm:
         lamda: lambda of the paper, the pull of the personal model towards the global one, >= 0.
         weights: "examples" or "uniform".
     """
+    if not 0 <= lamda < math.inf:
+        raise ValueError(f"lamda = {lamda} should be at least 0 and finite")
 
     def client(local: Local) -> Upload:
         trained = local.train(local.received)

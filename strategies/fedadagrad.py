@@ -7,6 +7,8 @@ Communicates: the model down, one update up. Any local optimiser. Private at exa
 transforms what FedAvg sends it.
 """
 
+import math
+
 import torch
 
 from fedsim.algorithm import Algorithm, Combined, Server, Weighting, local_update, zeros
@@ -23,9 +25,10 @@ def fedadagrad(
         tau: how adaptive the step is, > 0: the smaller, the more alike the steps of all coordinates are.
         weights: "examples" (FedAvg) or "uniform" (as the algorithm is written).
     """
-    if not (server_lr > 0 and 0 <= beta1 < 1 and tau > 0):
+    if not (0 < server_lr < math.inf and 0 <= beta1 < 1 and 0 < tau < math.inf):
         raise ValueError(
-            f"server_lr = {server_lr} and tau = {tau} should be above 0, and beta1 = {beta1} at least 0 and below 1"
+            f"server_lr = {server_lr} and tau = {tau} should be above 0 and finite, "
+            f"and beta1 = {beta1} at least 0 and below 1"
         )
 
     def server(server: Server, combined: Combined) -> Server:

@@ -7,6 +7,8 @@ Private at example level: the server only transforms what FedAvg sends it.
 Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=fedavgm --set train.learning_rate=0.3
 """
 
+import math
+
 from fedsim.algorithm import Algorithm, Combined, Server, Weighting, local_update, zeros
 
 
@@ -18,8 +20,10 @@ def fedavgm(beta: float = 0.9, server_lr: float = 1.0, weights: Weighting = "exa
         server_lr: the step along the velocity, > 0; an update moves the model by 1 / (1 - beta) times it in the end.
         weights: "examples" (the paper) or "uniform".
     """
-    if not (0 <= beta < 1 and server_lr > 0):
-        raise ValueError(f"beta = {beta} should be at least 0 and below 1, and server_lr = {server_lr} above 0")
+    if not (0 <= beta < 1 and 0 < server_lr < math.inf):
+        raise ValueError(
+            f"beta = {beta} should be at least 0 and below 1, and server_lr = {server_lr} above 0 and finite"
+        )
 
     def server(server: Server, combined: Combined) -> Server:
         velocity = beta * server.state["velocity"] + combined.update

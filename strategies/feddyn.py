@@ -8,6 +8,8 @@ at example level: the dual is computed from noised updates.
 Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=feddyn --set train.learning_rate=0.3
 """
 
+import math
+
 from fedsim.algorithm import Algorithm, Combined, Local, Server, Upload, Weighting, zeros
 
 
@@ -18,8 +20,8 @@ def feddyn(alpha: float = 0.01, weights: Weighting = "uniform") -> Algorithm:
         alpha: the weight of the regulariser, > 0; the paper chooses among 0.1, 0.01 and 0.001 for each data set.
         weights: "uniform" (the paper) or "examples".
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha = {alpha} should be above 0")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha = {alpha} should be above 0 and finite")
 
     def client(local: Local) -> Upload:
         dual = local.state["dual"]

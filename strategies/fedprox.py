@@ -6,6 +6,8 @@ Communicates: the model down, one update up. With mu = 0 it is FedAvg, to the bi
 at example level: the term reads no row and is added to the noised gradient.
 """
 
+import math
+
 from torch import Tensor
 
 from fedsim.algorithm import Algorithm, Local, Upload, Weighting, add_update
@@ -18,8 +20,8 @@ def fedprox(mu: float = 0.01, weights: Weighting = "examples") -> Algorithm:
         mu: the pull towards the global model, >= 0; the paper chooses among 0.001, 0.01, 0.1 and 1 for each data set.
         weights: "examples" or "uniform".
     """
-    if not mu >= 0:
-        raise ValueError(f"mu = {mu} should be at least 0")
+    if not 0 <= mu < math.inf:
+        raise ValueError(f"mu = {mu} should be at least 0 and finite")
 
     def client(local: Local) -> Upload:
         def pulled(gradient: Tensor, params: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ transforms what FedAvg sends it.
 Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=fedyogi --set train.learning_rate=0.3
 """
 
+import math
+
 import torch
 
 from fedsim.algorithm import Algorithm, Combined, Server, Weighting, local_update, zeros
@@ -28,9 +30,9 @@ def fedyogi(
         tau: how adaptive the step is, > 0: the smaller, the more alike the steps of all coordinates are.
         weights: "examples" (FedAvg) or "uniform" (as the algorithm is written).
     """
-    if not (server_lr > 0 and 0 <= beta1 < 1 and 0 <= beta2 < 1 and tau > 0):
+    if not (0 < server_lr < math.inf and 0 <= beta1 < 1 and 0 <= beta2 < 1 and 0 < tau < math.inf):
         raise ValueError(
-            f"server_lr = {server_lr} and tau = {tau} should be above 0, "
+            f"server_lr = {server_lr} and tau = {tau} should be above 0 and finite, "
             f"and beta1 = {beta1} and beta2 = {beta2} at least 0 and below 1"
         )
 

@@ -8,6 +8,7 @@ Communicates: the model down, one update up; z_prev's model stays with the clien
 form is declared: the term sends a row through the body twice, and no per-example gradient of that is tested.
 """
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -25,8 +26,8 @@ def moon(mu: float = 1.0, temperature: float = 0.5, weights: Weighting = "exampl
         temperature: T, > 0.
         weights: "examples" (the paper) or "uniform".
     """
-    if not (mu >= 0 and temperature > 0):
-        raise ValueError(f"mu = {mu} should be at least 0 and temperature = {temperature} above 0")
+    if not (0 <= mu < math.inf and 0 < temperature < math.inf):
+        raise ValueError(f"mu = {mu} should be at least 0, temperature = {temperature} above 0, and both finite")
 
     def client(local: Local) -> Upload:
         received, previous = local.frozen(local.received), local.frozen(local.state["previous"])

@@ -10,6 +10,8 @@ replacement; with the median for M and fewer than half the clients attacking, M 
 more than that: it fails wherever attackers agree, since a share a of negated or ALIE's updates counts fully.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,8 @@ def norm_bounding(bound: float | None = None, weights: Weighting = "uniform") ->
             two).
         weights: "uniform" or "examples" (the paper), in the mean of clipped updates.
     """
-    if bound is not None and not bound > 0:
-        raise ValueError(f"bound = {bound} should be above 0")
+    if bound is not None and not 0 < bound < math.inf:
+        raise ValueError(f"bound = {bound} should be above 0 and finite")
 
     def combine(updates: Tensor, weights: Tensor, previous: Tensor) -> Tensor:
         norms = distances(updates, torch.zeros_like(updates[0]))

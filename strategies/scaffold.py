@@ -8,6 +8,8 @@ Communicates: model and control down, update and control's change up. Plain SGD 
 gradient). Private at example level: the control is computed from the noised update and public numbers.
 """
 
+import math
+
 from fedsim.algorithm import Algorithm, Combined, Local, Server, Upload, Weighting, zeros
 
 
@@ -15,9 +17,11 @@ def scaffold(server_lr: float = 1.0, weights: Weighting = "uniform") -> Algorith
     """SCAFFOLD.
 
     Args:
-        server_lr: eta_g, the server's step along the mean update.
+        server_lr: eta_g, the server's step along the mean update, > 0.
         weights: "uniform" (the paper) or "examples".
     """
+    if not 0 < server_lr < math.inf:
+        raise ValueError(f"server_lr = {server_lr} should be above 0 and finite")
 
     def client(local: Local) -> Upload:
         own, common = local.state["control"], local.shared["control"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from fedsim.algorithm import Algorithm, Batch
+from fedsim.algorithm import Algorithm, Batch, Upload
 from fedsim.strategies.afl import afl, onto_simplex
 from fedsim.strategies.apfl import apfl
 from fedsim.strategies.central import central
@@ -367,6 +367,23 @@ def test_qfedavg_follows_algorithm_2() -> None:
     np.testing.assert_allclose(found.numpy(), w - sum(shifts) / sum(hs), rtol=1e-9)
 
 
+@pytest.mark.parametrize("q", [0.0, 0.5, 1.0, 5.0, 15.0, 1e9])
+@pytest.mark.parametrize("off", [0.0, 1e-23, 1e-5, 1e-2])
+def test_qfedavg_survives_losses_of_almost_nothing(q: float, off: float) -> None:
+    """In float32 the square of 1e-23 is 0, and so is 1e-10 to the power of 15; steps are then FedAvg's or shorter."""
+    fitted = [replace(client, optimum=torch.zeros(3), curvature=torch.ones(3)) for client in alike()]
+    algorithm, start = qfedavg(q=q), torch.full((3,), off)
+    server = algorithm.start(start, 4)
+    uploads = [work(algorithm, client, server) for client in fitted]
+    for upload in uploads:
+        assert upload.update.dtype == upload.scalars["h"].dtype == torch.float32
+        assert torch.finfo(torch.float32).tiny < upload.scalars["h"] < torch.inf
+    moved = algorithm.server(server, combine(algorithm, fitted, uploads, 4)).params - start
+    longest = (fitted[0].train(start).params - start).abs().max()
+    assert moved.abs().max() <= longest * (1 + 1e-4)
+    assert moved.any() or off < 1e-5
+
+
 def test_qfedavg_evens_the_losses_the_more_the_larger_q_is() -> None:
     """Li et al. 2020, section 3.2: for its objective, sum_k F_k^{q+1} / (q + 1)."""
     spreads = []
@@ -402,6 +419,7 @@ def test_afl_weighs_even_a_cohort_that_has_no_share() -> None:
 
 
 numbers = st.floats(-10, 10, allow_subnormal=False)
+huge = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([-1e308, 1e17, 1e18, 1e308])
 
 
 @given(st.lists(numbers, min_size=1, max_size=6))
@@ -430,6 +448,17 @@ def test_the_projection_forgets_a_common_shift_and_is_at_home_on_the_simplex(val
     again, shifted = onto_simplex(found), onto_simplex(torch.tensor(values, dtype=torch.float64) + by)
     torch.testing.assert_close(again, found, rtol=0, atol=1e-9)
     torch.testing.assert_close(shifted, found, rtol=0, atol=1e-9)
+
+
+@given(st.lists(huge | numbers, min_size=1, max_size=50))
+def test_the_projection_onto_the_simplex_of_huge_values_is_on_it(values: list[float]) -> None:
+    """Where 1 is less than what rounding leaves; all that a value more than 1 below the largest gets is 0."""
+    point = torch.tensor(values, dtype=torch.float64)
+    found = onto_simplex(point)
+    assert found.min() >= 0
+    assert float(found.sum()) == pytest.approx(1, abs=1e-9)
+    assert not found[point.max() - point > 1 + 1e-9].any()
+    torch.testing.assert_close(found[point == point.max()], found.max().expand(int((point == point.max()).sum())))
 
 
 def test_apfl_with_nothing_of_its_own_is_fedavg() -> None:
@@ -481,6 +510,17 @@ def test_constant_counts_every_client_once() -> None:
     assert torch.allclose(server.params.softmax(0), torch.tensor([16.5, 12.5, 12.5]).double() / 41.5)
 
 
+def test_constant_takes_a_total_below_zero_for_none() -> None:
+    """A client flips its counts' sign: logarithms stay finite, and the total is what was sent, in any order."""
+    algorithm, (client, *_) = constant(smoothing=0.5), clients()
+    server, counts = algorithm.start(torch.zeros(3), 4), torch.tensor([4.0, 3.0, 3.0])
+    sent = combine(algorithm, [client], [Upload(counts)], 4)
+    after = algorithm.server(server, sent._replace(update=-counts))
+    assert torch.equal(after.params, torch.full((3,), 0.5).log())
+    again = algorithm.server(after, sent._replace(update=2 * counts))
+    assert torch.equal(again.params, (counts + 0.5).log())
+
+
 def test_constant_counts_bytes_after_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """In "abab" and "abac" b always follows a but once."""
     text = [list(b"abab"), list(b"abac")]
@@ -497,6 +537,8 @@ def test_constant_counts_bytes_after_bytes(monkeypatch: pytest.MonkeyPatch) -> N
     "impossible",
     [
         lambda: fedprox(mu=-0.1),
+        lambda: scaffold(server_lr=0.0),
+        lambda: ditto(lamda=-0.1),
         lambda: feddyn(alpha=0.0),
         lambda: moon(temperature=0.0),
         lambda: fedavgm(beta=1.0),
