@@ -110,4 +110,4 @@ def _field(axis: Axes, siege: Sequence[Any], defences: Sequence[str], attacks: S
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white")
     axis.set_xticks(range(len(attacks)), attacks, rotation=40, ha="right")
     axis.set_yticks(range(len(defences)), defences)
-    axis.set_title("test accuracy, %: defence (row) under attack by a fifth (column)")
+    axis.set_title("test accuracy, %, under attack by a fifth")
