@@ -27,7 +27,7 @@ from fedsim.algorithm import Server
 from fedsim.checkpoints import Snapshot
 from fedsim.combiners import chunk_numbers
 from fedsim.errors import FedsimError, ModelError, RunFolderError, StoppedByPolicy, one_line
-from fedsim.flower import AlgorithmStrategy, agreed_on, failed
+from fedsim.flower import AlgorithmStrategy, agreed_on, judged
 from fedsim.grid import Selected, with_content
 from fedsim.local import Work
 from fedsim.parameters import Weights, from_record, is_finite, to_record
@@ -136,10 +136,10 @@ class StockStrategy:
 
     def received(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
         """Replies as they count: one that cannot is its client's failure, and attackers send what they agreed on."""
-        judged = [self._judged(server_round, reply) for reply in replies]
+        once = judged(server_round, replies, self._number, self._fault)
         if self._adversary is None or self._adversary.collude is None:
-            return judged
-        return [self._judged(server_round, reply) for reply in self._colluded(judged, self._adversary.collude)]
+            return once
+        return judged(server_round, self._colluded(once, self._adversary.collude), self._number, self._fault)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -214,10 +214,6 @@ class StockStrategy:
             told = [each for each in message.content.values() if isinstance(each, ConfigRecord)]
             configs[number] = ConfigRecord({key: value for each in told for key, value in each.items()})
         return configs
-
-    def _judged(self, round: int, reply: Message) -> Message:
-        fault = None if reply.has_error() else self._fault(reply)
-        return reply if fault is None else failed(reply, f"round {round}, client {self._number(reply)}: {fault}")
 
     def _fault(self, reply: Message) -> str | None:
         """Why a reply does not count; None where it does."""

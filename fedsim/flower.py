@@ -134,10 +134,10 @@ class AlgorithmStrategy(Strategy):
 
     def received(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
         """Replies as they count: one that cannot is its client's failure, and attackers send what they agreed on."""
-        judged = [self._judged(server_round, reply) for reply in replies]
+        once = judged(server_round, replies, self._number, self._fault)
         if self._adversary is None or self._adversary.collude is None:
-            return judged
-        return [self._judged(server_round, reply) for reply in self._colluded(judged, self._adversary.collude)]
+            return once
+        return judged(server_round, self._colluded(once, self._adversary.collude), self._number, self._fault)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -246,10 +246,6 @@ class AlgorithmStrategy(Strategy):
         """Whether workers sum their chunks: where nobody needs a single update."""
         colluding = self._adversary is not None and self._adversary.collude is not None
         return self.algorithm.linear and not colluding and isinstance(grid, SimulatedGrid)
-
-    def _judged(self, round: int, reply: Message) -> Message:
-        fault = None if reply.has_error() else self._fault(reply)
-        return reply if fault is None else failed(reply, f"round {round}, client {self._number(reply)}: {fault}")
 
     def _fault(self, reply: Message) -> str | None:
         """Why a reply does not count; None where it does. A chunk's sum is judged as a whole, later."""
@@ -374,6 +370,28 @@ def central_messages(
         content = RecordDict({"arrays": arrays, "config": ConfigRecord({**settings})})
         messages.append(Message(content, number + FIRST_NODE, "evaluate.central"))
     return messages
+
+
+def judged(
+    round: int,
+    replies: Iterable[Message],
+    number: Callable[[Message], int],
+    fault: Callable[[Message], str | None],
+) -> list[Message]:
+    """Replies of a round, of which one that cannot count is its client's failure.
+
+    Args:
+        round: of the messages.
+        replies: as they came.
+        number: the client that a reply is from.
+        fault: why a reply without an error does not count; None where it does.
+    """
+    counted = []
+    for reply in replies:
+        reason = None if reply.has_error() else fault(reply)
+        text = f"round {round}, client {number(reply)}: {reason}" if reason is not None else ""
+        counted.append(failed(reply, text) if text else reply)
+    return counted
 
 
 def failed(reply: Message, reason: str) -> Message:

@@ -99,7 +99,7 @@ def _cost(work: Work, workers: int) -> Cost:
 
 def _seconds(work: Work, cohort: float, workers: int) -> float:
     """Of all rounds."""
-    scenario, own = work.job.scenario, _own_rows(work)
+    scenario, own = work.job.scenario, work.federation.sizes("validation")
     client_seconds, row_seconds = _measure(work)
     held_out = len(work.federation.central["validation"].x)
     every, clients_every = scenario.evaluate.every, scenario.evaluate.clients_every
@@ -108,16 +108,10 @@ def _seconds(work: Work, cohort: float, workers: int) -> float:
     return scenario.rounds * ((cohort * client_seconds + evaluation) / workers + messages * MESSAGE_SECONDS)
 
 
-def _own_rows(work: Work) -> np.ndarray:
-    """[K] clients' own validation rows."""
-    rows: np.ndarray = work.federation.validation_ends - work.federation.train_ends
-    return rows
-
-
 def _evaluated(work: Work) -> float:
     """Clients that evaluate in a round, on average."""
     every = work.job.scenario.evaluate.clients_every
-    return int((_own_rows(work) > 0).sum()) / every if every else 0.0
+    return int((work.federation.sizes("validation") > 0).sum()) / every if every else 0.0
 
 
 def _state_bytes(work: Work) -> int:
@@ -178,7 +172,7 @@ def _metric_bytes(work: Work) -> int:
     central = -(-scenario.rounds // scenario.evaluate.every) if len(work.federation.central["validation"].x) else 0
     every = scenario.evaluate.clients_every
     models = 2 if work.algorithm.personalised else 1
-    clients = 4 * models * -(-scenario.rounds // every) if every and _own_rows(work).any() else 0
+    clients = 4 * models * -(-scenario.rounds // every) if every and work.federation.sizes("validation").any() else 0
     one = sum(METRIC_ROW_BYTES + len(name.encode()) for name in names)
     return (central + clients) * one + (1 + 4 * models) * len(names) * SUMMARY_BYTES
 

@@ -15,8 +15,9 @@ many clients for few attackers.
 import torch
 from torch import Tensor
 
-from fedsim.algorithm import Algorithm, Weighting, add_update, local_update
+from fedsim.algorithm import Algorithm, Weighting
 from fedsim.combiners import Combiner, by_columns
+from fedsim.strategies.fedavg import fedavg_by
 from fedsim.strategies.krum import scores, squared_distances
 from fedsim.strategies.median import weighted_median
 
@@ -43,14 +44,7 @@ def bulyan(f: int = 1, weights: Weighting = "uniform") -> Algorithm:
 
         return by_columns(mean_around_median, updates)
 
-    return Algorithm(
-        "bulyan",
-        local_update,
-        add_update,
-        weights,
-        Combiner("bulyan", combine, least=4 * f + 3, needs="n >= 4 f + 3"),
-        private="the update sums clipped, noised gradients; combining updates is post-processing",
-    )
+    return fedavg_by(Combiner("bulyan", combine, least=4 * f + 3, needs="n >= 4 f + 3"), "bulyan", weights)
 
 
 def chosen_by_krum(squares: Tensor, f: int) -> list[int]:

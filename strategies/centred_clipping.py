@@ -18,8 +18,9 @@ import math
 import torch
 from torch import Tensor
 
-from fedsim.algorithm import Algorithm, Weighting, add_update, local_update
+from fedsim.algorithm import Algorithm, Weighting
 from fedsim.combiners import Combiner, distances, weighted_sum
+from fedsim.strategies.fedavg import fedavg_by
 
 
 def centred_clipping(tau: float | None = None, iterations: int = 1, weights: Weighting = "uniform") -> Algorithm:
@@ -45,11 +46,4 @@ def centred_clipping(tau: float | None = None, iterations: int = 1, weights: Wei
             centre = weighted_sum(updates, factors) + centre * (1 - float(factors.sum()))
         return centre
 
-    return Algorithm(
-        "centred-clipping",
-        local_update,
-        add_update,
-        weights,
-        Combiner("centred clipping", combine, remembers=True),
-        private="the update sums clipped, noised gradients; combining updates is post-processing",
-    )
+    return fedavg_by(Combiner("centred clipping", combine, remembers=True), "centred-clipping", weights)

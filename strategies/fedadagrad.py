@@ -7,11 +7,10 @@ Communicates: the model down, one update up. Any local optimiser. Private at exa
 transforms what FedAvg sends it.
 """
 
-import math
+from torch import Tensor
 
-import torch
-
-from fedsim.algorithm import Algorithm, Combined, Server, Weighting, local_update, zeros
+from fedsim.algorithm import Algorithm, Weighting
+from fedsim.strategies._adaptive import adaptive
 
 
 def fedadagrad(
@@ -25,27 +24,8 @@ def fedadagrad(
         tau: how adaptive the step is, > 0: the smaller, the more alike the steps of all coordinates are.
         weights: "examples" (FedAvg) or "uniform" (as the algorithm is written).
     """
-    if not (0 < server_lr < math.inf and 0 <= beta1 < 1 and 0 < tau < math.inf):
-        raise ValueError(
-            f"server_lr = {server_lr} and tau = {tau} should be above 0 and finite, "
-            f"and beta1 = {beta1} at least 0 and below 1"
-        )
 
-    def server(server: Server, combined: Combined) -> Server:
-        delta = combined.update
-        first = beta1 * server.state["first_moment"] + (1 - beta1) * delta
-        second = server.state["second_moment"] + delta**2
-        params = server.params + server_lr * first / (second.sqrt() + tau)
-        return server._replace(params=params, state={"first_moment": first, "second_moment": second})
+    def moved(second: Tensor, square: Tensor) -> Tensor:
+        return second + square
 
-    return Algorithm(
-        "fedadagrad",
-        local_update,
-        server,
-        weights,
-        server_state={
-            "first_moment": zeros,
-            "second_moment": lambda params, population: torch.full_like(params, tau**2),
-        },
-        private="the server transforms a sum of clipped, noised gradients",
-    )
+    return adaptive("fedadagrad", moved, server_lr, beta1, tau, weights)

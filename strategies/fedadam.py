@@ -8,11 +8,10 @@ transforms what FedAvg sends it.
 Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=fedadam --set train.learning_rate=0.3
 """
 
-import math
+from torch import Tensor
 
-import torch
-
-from fedsim.algorithm import Algorithm, Combined, Server, Weighting, local_update, zeros
+from fedsim.algorithm import Algorithm, Weighting
+from fedsim.strategies._adaptive import adaptive
 
 
 def fedadam(
@@ -30,27 +29,10 @@ def fedadam(
         tau: how adaptive the step is, > 0: the smaller, the more alike the steps of all coordinates are.
         weights: "examples" (FedAvg) or "uniform" (as the algorithm is written).
     """
-    if not (0 < server_lr < math.inf and 0 <= beta1 < 1 and 0 <= beta2 < 1 and 0 < tau < math.inf):
-        raise ValueError(
-            f"server_lr = {server_lr} and tau = {tau} should be above 0 and finite, "
-            f"and beta1 = {beta1} and beta2 = {beta2} at least 0 and below 1"
-        )
+    if not 0 <= beta2 < 1:
+        raise ValueError(f"beta2 = {beta2} should be at least 0 and below 1")
 
-    def server(server: Server, combined: Combined) -> Server:
-        delta = combined.update
-        first = beta1 * server.state["first_moment"] + (1 - beta1) * delta
-        second = beta2 * server.state["second_moment"] + (1 - beta2) * delta**2
-        params = server.params + server_lr * first / (second.sqrt() + tau)
-        return server._replace(params=params, state={"first_moment": first, "second_moment": second})
+    def moved(second: Tensor, square: Tensor) -> Tensor:
+        return beta2 * second + (1 - beta2) * square
 
-    return Algorithm(
-        "fedadam",
-        local_update,
-        server,
-        weights,
-        server_state={
-            "first_moment": zeros,
-            "second_moment": lambda params, population: torch.full_like(params, tau**2),
-        },
-        private="the server transforms a sum of clipped, noised gradients",
-    )
+    return adaptive("fedadam", moved, server_lr, beta1, tau, weights)

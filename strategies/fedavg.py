@@ -10,6 +10,7 @@ adds what was combined (`fedsim/algorithm.py`).
 """
 
 from fedsim.algorithm import Algorithm, Weighting, add_update, local_update
+from fedsim.combiners import Combiner
 
 
 def fedavg(weights: Weighting = "examples") -> Algorithm:
@@ -19,3 +20,9 @@ def fedavg(weights: Weighting = "examples") -> Algorithm:
         weights: "examples" (the paper) or "uniform".
     """
     return Algorithm("fedavg", local_update, add_update, weights, private="the update sums clipped, noised gradients")
+
+
+def fedavg_by(combiner: Combiner, name: str, weights: Weighting) -> Algorithm:
+    """FedAvg whose updates another combiner makes one, under the name of that algorithm."""
+    private = "the update sums clipped, noised gradients; combining updates is post-processing"
+    return Algorithm(name, local_update, add_update, weights, combiner, private=private)

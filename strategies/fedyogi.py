@@ -8,11 +8,11 @@ transforms what FedAvg sends it.
 Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=fedyogi --set train.learning_rate=0.3
 """
 
-import math
-
 import torch
+from torch import Tensor
 
-from fedsim.algorithm import Algorithm, Combined, Server, Weighting, local_update, zeros
+from fedsim.algorithm import Algorithm, Weighting
+from fedsim.strategies._adaptive import adaptive
 
 
 def fedyogi(
@@ -30,28 +30,10 @@ def fedyogi(
         tau: how adaptive the step is, > 0: the smaller, the more alike the steps of all coordinates are.
         weights: "examples" (FedAvg) or "uniform" (as the algorithm is written).
     """
-    if not (0 < server_lr < math.inf and 0 <= beta1 < 1 and 0 <= beta2 < 1 and 0 < tau < math.inf):
-        raise ValueError(
-            f"server_lr = {server_lr} and tau = {tau} should be above 0 and finite, "
-            f"and beta1 = {beta1} and beta2 = {beta2} at least 0 and below 1"
-        )
+    if not 0 <= beta2 < 1:
+        raise ValueError(f"beta2 = {beta2} should be at least 0 and below 1")
 
-    def server(server: Server, combined: Combined) -> Server:
-        delta = combined.update
-        first = beta1 * server.state["first_moment"] + (1 - beta1) * delta
-        second, square = server.state["second_moment"], delta**2
-        second = second - (1 - beta2) * square * torch.sign(second - square)
-        params = server.params + server_lr * first / (second.sqrt() + tau)
-        return server._replace(params=params, state={"first_moment": first, "second_moment": second})
+    def moved(second: Tensor, square: Tensor) -> Tensor:
+        return second - (1 - beta2) * square * torch.sign(second - square)
 
-    return Algorithm(
-        "fedyogi",
-        local_update,
-        server,
-        weights,
-        server_state={
-            "first_moment": zeros,
-            "second_moment": lambda params, population: torch.full_like(params, tau**2),
-        },
-        private="the server transforms a sum of clipped, noised gradients",
-    )
+    return adaptive("fedyogi", moved, server_lr, beta1, tau, weights)

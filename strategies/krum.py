@@ -15,8 +15,9 @@ other's nearest neighbours and are taken.
 import torch
 from torch import Tensor
 
-from fedsim.algorithm import Algorithm, Weighting, add_update, local_update
+from fedsim.algorithm import Algorithm, Weighting
 from fedsim.combiners import COLUMNS, Combiner
+from fedsim.strategies.fedavg import fedavg_by
 
 
 def krum(f: int = 1, weights: Weighting = "uniform") -> Algorithm:
@@ -32,14 +33,7 @@ def krum(f: int = 1, weights: Weighting = "uniform") -> Algorithm:
     def combine(updates: Tensor, weights: Tensor, previous: Tensor) -> Tensor:
         return updates[scores(squared_distances(updates), f).argmin()].clone()
 
-    return Algorithm(
-        "krum",
-        local_update,
-        add_update,
-        weights,
-        Combiner("krum", combine, least=2 * f + 3, needs="n >= 2 f + 3"),
-        private="the update sums clipped, noised gradients; combining updates is post-processing",
-    )
+    return fedavg_by(Combiner("krum", combine, least=2 * f + 3, needs="n >= 2 f + 3"), "krum", weights)
 
 
 def squared_distances(updates: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ the median of honest updates is itself biased.
 import torch
 from torch import Tensor
 
-from fedsim.algorithm import Algorithm, Weighting, add_update, local_update
+from fedsim.algorithm import Algorithm, Weighting
 from fedsim.combiners import Combiner, by_columns
+from fedsim.strategies.fedavg import fedavg_by
 
 
 def median(weights: Weighting = "uniform") -> Algorithm:
@@ -27,14 +28,7 @@ def median(weights: Weighting = "uniform") -> Algorithm:
     def combine(updates: Tensor, weights: Tensor, previous: Tensor) -> Tensor:
         return by_columns(lambda block: weighted_median(block, weights), updates)
 
-    return Algorithm(
-        "median",
-        local_update,
-        add_update,
-        weights,
-        Combiner("median", combine),
-        private="the update sums clipped, noised gradients; combining updates is post-processing",
-    )
+    return fedavg_by(Combiner("median", combine), "median", weights)
 
 
 def weighted_median(values: Tensor, weights: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ honest spread are taken, all f of them.
 import torch
 from torch import Tensor
 
-from fedsim.algorithm import Algorithm, Weighting, add_update, local_update
+from fedsim.algorithm import Algorithm, Weighting
 from fedsim.combiners import Combiner, weighted_sum
+from fedsim.strategies.fedavg import fedavg_by
 from fedsim.strategies.krum import scores, squared_distances
 
 
@@ -41,11 +42,4 @@ def multi_krum(f: int = 1, m: int | None = None, weights: Weighting = "uniform")
     least, needs = 2 * f + 3, "n >= 2 f + 3"
     if m is not None and m + f > least:
         least, needs = m + f, "n >= m + f"
-    return Algorithm(
-        "multi-krum",
-        local_update,
-        add_update,
-        weights,
-        Combiner("multi-krum", combine, least, needs),
-        private="the update sums clipped, noised gradients; combining updates is post-processing",
-    )
+    return fedavg_by(Combiner("multi-krum", combine, least, needs), "multi-krum", weights)

@@ -15,8 +15,9 @@ import math
 import torch
 from torch import Tensor
 
-from fedsim.algorithm import Algorithm, Weighting, add_update, local_update
+from fedsim.algorithm import Algorithm, Weighting
 from fedsim.combiners import Combiner, distances, weighted_sum
+from fedsim.strategies.fedavg import fedavg_by
 
 
 def norm_bounding(bound: float | None = None, weights: Weighting = "uniform") -> Algorithm:
@@ -36,11 +37,4 @@ def norm_bounding(bound: float | None = None, weights: Weighting = "uniform") ->
         shares = weights.double() / weights.double().sum()
         return weighted_sum(updates, shares * torch.where(norms > largest, largest / norms, 1.0))
 
-    return Algorithm(
-        "norm-bounding",
-        local_update,
-        add_update,
-        weights,
-        Combiner("norm bounding", combine),
-        private="the update sums clipped, noised gradients; combining updates is post-processing",
-    )
+    return fedavg_by(Combiner("norm bounding", combine), "norm-bounding", weights)

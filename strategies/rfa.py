@@ -16,8 +16,9 @@ import math
 
 from torch import Tensor
 
-from fedsim.algorithm import Algorithm, Weighting, add_update, local_update
+from fedsim.algorithm import Algorithm, Weighting
 from fedsim.combiners import Combiner, by_columns, distances, weighted_sum
+from fedsim.strategies.fedavg import fedavg_by
 from fedsim.strategies.median import weighted_median
 
 
@@ -42,11 +43,4 @@ def rfa(iterations: int = 3, nu: float = 1e-6, weights: Weighting = "uniform") -
             centre = weighted_sum(updates, pulls / pulls.sum())
         return centre
 
-    return Algorithm(
-        "rfa",
-        local_update,
-        add_update,
-        weights,
-        Combiner("geometric median", combine),
-        private="the update sums clipped, noised gradients; combining updates is post-processing",
-    )
+    return fedavg_by(Combiner("geometric median", combine), "rfa", weights)

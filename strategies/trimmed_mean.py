@@ -13,8 +13,9 @@ nothing is trimmed, and uneven clients lose the coordinates that only they train
 
 from torch import Tensor
 
-from fedsim.algorithm import Algorithm, Weighting, add_update, local_update
+from fedsim.algorithm import Algorithm, Weighting
 from fedsim.combiners import Combiner, by_columns
+from fedsim.strategies.fedavg import fedavg_by
 
 
 def trimmed_mean(beta: float = 0.2, weights: Weighting = "uniform") -> Algorithm:
@@ -39,14 +40,7 @@ def trimmed_mean(beta: float = 0.2, weights: Weighting = "uniform") -> Algorithm
 
         return by_columns(mean_of_kept, updates)
 
-    return Algorithm(
-        "trimmed-mean",
-        local_update,
-        add_update,
-        weights,
-        Combiner("trimmed mean", combine),
-        private="the update sums clipped, noised gradients; combining updates is post-processing",
-    )
+    return fedavg_by(Combiner("trimmed mean", combine), "trimmed-mean", weights)
 
 
 def trimmed_at_each_end(beta: float, clients: int) -> int:

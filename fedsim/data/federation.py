@@ -77,7 +77,7 @@ class Federation:
         for start, stop in zip(self.offsets[:-1], self.train_ends, strict=True):
             train[start:stop] = True
         order = np.concatenate([np.flatnonzero(~train), np.flatnonzero(train)])
-        validation, test = self.validation_ends - self.train_ends, self.offsets[1:] - self.validation_ends
+        validation, test = self.sizes("validation"), self.sizes("test")
         offsets = np.concatenate([[0], np.cumsum(validation + test), [len(self.x)]])
         return replace(
             self,
