@@ -75,8 +75,10 @@ class Local(Protocol):
             at: params -> the point whose gradient is taken, when it is not `params`.
             loss_term: a term of its own for each example's loss.
             trains: which coordinates move; the others keep their value of `start` exactly.
-            epochs: passes over the rows, instead of the scenario's.
-            whole: one step on all rows at once, whatever the scenario says of batches, epochs and steps.
+            epochs: passes over the rows, instead of the scenario's; under example-level privacy what the algorithm's
+                `private_passes` name.
+            whole: one step on all rows at once, whatever the scenario says of batches, epochs and steps; refused under
+                example-level privacy.
         """
         ...
 
@@ -170,7 +172,9 @@ class Algorithm:
         own_model: a client's own model [D], where it is not the global one with personal values in place.
         optimizers: local optimisers that the theory covers; "plain sgd" is sgd without momentum, decay or clip.
         private: why uploads stay private when gradients are clipped and noised; empty: no such argument
-            is made and `[privacy.example]` is refused. A private algorithm calls `local.train` once.
+            is made and `[privacy.example]` is refused.
+        private_passes: every call of `local.train` in a round, all of which are charged, by its `epochs`; None is one
+            for which the scenario says how long it trains.
         features: whether the model must offer `features(x)`, what its last layer sees.
         model: the name of a model that takes the place of the scenario's.
         pooled: a reference that trains as if one client had everybody's train rows, with as many gradient steps.
@@ -191,6 +195,7 @@ class Algorithm:
     own_model: Callable[[Local], Tensor] | None = None
     optimizers: Sequence[str] = ("sgd", "adam", "adamw")
     private: str = ""
+    private_passes: Sequence[int | None] = (None,)
     features: bool = False
     model: str = ""
     pooled: bool = False

@@ -5,11 +5,13 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from fedsim import adversaries, registry
 from fedsim.data.partition import KINDS
 from fedsim.errors import ScenarioError
+from fedsim.privacy import forms
+from fedsim.privacy.plan import Level
 from fedsim.scenario import load
 from fedsim.scenario_files import shipped
 
@@ -36,6 +38,7 @@ class Strategy(NamedTuple):
         summary: what it changes.
         parameters: its hyper-parameters, the keys that may stand beside its name, and their defaults.
         runs: a command that runs it.
+        private: by level (example, client, local) why its uploads stay private; levels it has no form for are absent.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Strategy(NamedTuple):
     summary: str
     parameters: dict[str, str]
     runs: str
+    private: dict[str, str]
 
 
 def listing(what: str) -> list[Entry | Strategy]:
@@ -81,7 +85,22 @@ def _strategies() -> Iterable[Strategy]:
         function = registry.find("fedsim.strategies", name, Path(), "strategies")
         text = inspect.getdoc(inspect.getmodule(function)) or ""
         entry = _entry(name, function, inspect.getmodule(function))
-        yield Strategy(name, paper(text), entry.summary, entry.parameters, command(text, name))
+        forms = _private_forms(function)
+        yield Strategy(name, paper(text), entry.summary, entry.parameters, command(text, name), forms)
+
+
+def _private_forms(function: Callable[..., Any]) -> dict[str, str]:
+    """Of a strategy with its defaults, with uniform weights where it can have them."""
+    algorithm = function(**({"weights": "uniform"} if _may_be_uniform(function) else {}))
+    levels = {
+        level: forms.argument(function() if level == "example" else algorithm, level) for level in get_args(Level)
+    }
+    return {level: argument for level, argument in levels.items() if argument}
+
+
+def _may_be_uniform(function: Callable[..., Any]) -> bool:
+    weights = inspect.signature(function).parameters.get("weights")
+    return weights is not None and "uniform" in get_args(weights.annotation)
 
 
 def paper(docstring: str) -> str:
@@ -122,7 +141,9 @@ def _lines(entry: Entry | Strategy) -> list[str]:
     below = [line.replace("\xa0", " ") for line in _wrapped(keys, "    ")]
     if isinstance(entry, Entry):
         return [title, *below]
-    return [*_wrapped(title, "", " " * 19), *(_wrapped(entry.paper, "    ") if entry.paper != "-" else []), *below]
+    levels = [f"    private forms: {', '.join(entry.private)}"] if entry.private else []
+    paper = _wrapped(entry.paper, "    ") if entry.paper != "-" else []
+    return [*_wrapped(title, "", " " * 19), *paper, *below, *levels]
 
 
 def _flowers() -> list[str]:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand
 from typer.models import ArgumentInfo
 
-from fedsim.errors import FedsimError, ScenarioError
+from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.signals import terminate_as_interrupt
 
 if TYPE_CHECKING:
@@ -220,15 +220,21 @@ def client(
 @app.command(cls=Command)
 def export(
     folder: RunPath,
-    table: Annotated[str, typer.Option(help="rounds, clients, failures, metrics, privacy, ...: docs/run-folder.md")],
-    format: Annotated[str | None, typer.Option(help="csv, json or parquet; csv, or as --out ends")] = None,
-    out: Annotated[Path | None, typer.Option(help="a new file; printed if not given")] = None,
+    table: Annotated[str | None, typer.Option(help="rounds, clients, privacy, ...: docs/run-folder.md")] = None,
+    public: Annotated[bool, typer.Option("--public", help="what epsilon covers and nothing else")] = False,
+    format: Annotated[str | None, typer.Option(help="of a table: csv, json or parquet; csv, or as --out ends")] = None,
+    out: Annotated[Path | None, typer.Option(help="a new file, printed if not given; with --public a folder")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write one table of a run for other programs.
+    """Write one table of a run for other programs; or what epsilon covers of it, as a folder that may be given away.
 
-    Example: fedsim export runs/first --table clients --out clients.parquet
+    Example: fedsim export runs/first --table clients --out clients.parquet, or with --public --out given
     """
+    if public == (table is not None):
+        raise RunFolderError("give one of --table and --public")
+    if table is None:
+        _export_public(folder, format, out, as_json)
+        return
     from fedsim import export as exports
 
     ending = out.suffix[1:] if out is not None else "json" if as_json else ""
@@ -236,6 +242,15 @@ def export(
     rows = exports.export(folder, table, chosen, out, sys.stdout)
     if out is not None:
         _tell({"file": str(out), "rows": rows}, f"{rows} rows in {out}", as_json)
+
+
+def _export_public(folder: Path, format: str | None, out: Path | None, as_json: bool) -> None:
+    from fedsim.public import publish
+
+    if out is None or format is not None:
+        raise RunFolderError("--public writes a folder; name it with --out, and leave --format to tables")
+    files = publish(folder, out)
+    _tell({"folder": str(out), "files": files}, f"{', '.join(files)} in {out}", as_json)
 
 
 @app.command(cls=Command)
@@ -328,6 +343,36 @@ def new(
     _tell({"files": [str(file) for file in files]}, "\n".join([*map(str, files), *advice]), as_json)
 
 
+@app.command(cls=Command)
+def privacy(
+    names: Annotated[
+        list[str], typer.Argument(metavar="SCENARIO|RUN...", help="a scenario; or run folders, or folders of runs")
+    ],
+    settings: Settings = [],  # noqa: B006
+    target: Annotated[float | None, typer.Option(help="of a scenario: solve the noise for this epsilon")] = None,
+    picture: Annotated[Path | None, typer.Option(help="of a scenario: epsilon by round, .svg or .png")] = None,
+    delta: Annotated[float | None, typer.Option(help="of runs: say their epsilon at this delta too")] = None,
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Say what a scenario will spend, before anything trains; or what runs have spent, each and all together.
+
+    Example: fedsim privacy quickstart --target 3, or: fedsim privacy runs/ --delta 1e-6
+    """
+    folders = [Path(name) for name in names if Path(name).is_dir()]
+    if folders and len(folders) == len(names):
+        if settings or target is not None or picture is not None:
+            raise ScenarioError("--set, --target and --picture go with a scenario; these are folders of runs")
+        _tell_spending(folders, delta, as_json)
+    elif len(names) > 1:
+        name = next(name for name in names if not Path(name).is_dir())
+        raise ScenarioError(f"{name} is no folder of a run; give run folders, or one scenario")
+    elif delta is not None:
+        raise ScenarioError("--delta goes with runs; a scenario's own is set by --set privacy.LEVEL.delta=...")
+    else:
+        _tell_outlook(names[0], settings, target, picture, data_dir, as_json)
+
+
 def main() -> NoReturn:
     """The `fedsim` command: a user's mistake is one line and a status, never a traceback."""
     terminate_as_interrupt()
@@ -378,6 +423,34 @@ def _list_runs(folder: Path, as_json: bool) -> None:
         _print_json({"runs": [asdict(run) for run in found], "unreadable": reasons})
     for line in [] if as_json else overview.run_lines(found, unreadable):
         typer.echo(line)
+
+
+def _tell_spending(folders: Sequence[Path], delta: float | None, as_json: bool) -> None:
+    from fedsim import spending
+
+    spent = spending.spending(folders, delta)
+    if as_json:
+        _print_json(spending.as_data(spent))
+    for line in [] if as_json else spending.spending_lines(spent):
+        typer.echo(line)
+
+
+def _tell_outlook(
+    name: str, settings: Sequence[str], target: float | None, picture: Path | None, data_dir: Path | None, as_json: bool
+) -> None:
+    from fedsim import outlook
+    from fedsim.scenario import load
+
+    seen = outlook.look(load(name, settings), data_dir, target)
+    if picture is not None:
+        outlook.picture(seen, picture)
+    if as_json:
+        _print_json({**outlook.as_data(seen), "picture": str(picture) if picture is not None else None})
+        return
+    for line in outlook.look_lines(seen):
+        typer.echo(line)
+    if picture is not None:
+        typer.echo(f"picture: {picture}")
 
 
 def _print_forecast(lines: Sequence[Any], as_json: bool) -> None:

@@ -19,6 +19,7 @@ from fedsim.job import CorpusSource, ModelSource
 from fedsim.overview import HEADLINES, figure
 from fedsim.past import Past, check_client, checkpoint_at, cohorts, ranges, reopen
 from fedsim.privacy.accountant import rounded_up
+from fedsim.privacy.ledger import EVERYBODY
 from fedsim.progress import WIDTH, Progress, Silent, wrapped
 from fedsim.reading import Records, RoundRow
 from fedsim.records import ClientRow
@@ -120,6 +121,9 @@ def look(
     with closing(open_run(past.path)) as records:
         rows = records.clients(client=client)
         accounts = {row.client: row for row in records.privacy()}
+        account = accounts.get(client, accounts.get(EVERYBODY))
+        charged = records.select(f"SELECT round, epsilon FROM privacy WHERE client = {EVERYBODY}")
+        everybody: dict[int, float] = {row["round"]: row["epsilon"] for row in charged}
         failures = [*_failures(rows), *_uncommitted(records, client)]
         cosines, notes = _cosines(past, records, rows, client, progress)
     progress.phase("")
@@ -131,9 +135,9 @@ def look(
         labels=_labels(federation, client),
         examples=examples(federation, client),
         metric=headline(federation.task),
-        history=_history(rows, headline(federation.task), cosines),
+        history=_history(rows, headline(federation.task), cosines, everybody),
         rounds=[number for number, cohort in enumerate(cohorts(past.job, past.rounds), 1) if client in cohort],
-        epsilon=accounts[client].epsilon if client in accounts else None,
+        epsilon=account.epsilon if account is not None else None,
         delta=privacy.delta if privacy is not None else None,
         failures=failures,
         recorded=past.job.scenario.records.clients,
@@ -196,7 +200,10 @@ def _uncommitted(records: Records, client: int) -> list[str]:
     return [text for text in told if f", client {client}: " in text]
 
 
-def _history(rows: Sequence[ClientRow], metric: str, cosines: Mapping[int, float]) -> list[Part]:
+def _history(
+    rows: Sequence[ClientRow], metric: str, cosines: Mapping[int, float], everybody: Mapping[int, float]
+) -> list[Part]:
+    """What the records say of a client, round by round; `everybody` is epsilon where a round charges all alike."""
     trained = {row.round: row for row in rows if row.phase == "train"}
     measured = {row.round: row for row in rows if row.phase == "evaluate"}
     history = []
@@ -212,7 +219,7 @@ def _history(rows: Sequence[ClientRow], metric: str, cosines: Mapping[int, float
                 norm=row.norm if row else None,
                 own_loss=own.loss if own else None,
                 own_metric=own.metrics.get(metric) if own else None,
-                epsilon=row.epsilon if row else None,
+                epsilon=row.epsilon if row else everybody.get(number),
                 cosine=cosines.get(number),
             )
         )
@@ -266,7 +273,10 @@ def _epsilon_lines(client: Client) -> list[str]:
     if client.delta is None or not client.rounds:
         return []
     spent = rounded_up(client.epsilon) if client.epsilon is not None else "not yet known: the accountant is slow"
-    return [f"  epsilon {spent} at delta {client.delta:g}"]
+    return [
+        f"  epsilon {spent} at delta {client.delta:g}",
+        "  for the curator: epsilon covers nothing of what follows",
+    ]
 
 
 def _label_lines(labels: Mapping[str, Mapping[str, int]] | None) -> list[str]:

@@ -38,6 +38,57 @@ class CohortRule:
                 raise ScenarioError(f"cohort.{name} = {given[name]}: use a share above 0 and at most 1")
 
 
+class Cohorts:
+    """Who is drawn, round after round.
+
+    Attributes:
+        participations: [K] rounds that each client was drawn in.
+        last: [K] the last of them; 0 for none.
+        drawn: in the last round, sorted; those among them that have no rows send nothing.
+    """
+
+    def __init__(
+        self,
+        rule: CohortRule,
+        seed: int,
+        able: np.ndarray,
+        limit: int | None = None,
+        separation: int = 1,
+        *,
+        registered: bool = False,
+    ) -> None:
+        """Before round 1.
+
+        Args:
+            rule: how many are drawn.
+            seed: of the run.
+            able: [K] bool, clients with train rows.
+            limit: the most participations of a client; None for as many as there are rounds.
+            separation: rounds between two participations of a client, at least.
+            registered: whether all K clients are drawn from, and those that are not able just send nothing: who else is
+                drawn is not to tell whether they have rows.
+        """
+        self.participations = np.zeros(len(able), dtype=np.int64)
+        self.drawn: list[int] = []
+        self.last = np.zeros(len(able), dtype=np.int64)
+        self._rule, self._seed, self._limit, self._separation = rule, seed, limit, separation
+        self._able, self._population = able, np.ones_like(able) if registered else able
+
+    def draw(self, round: int) -> list[int]:
+        """The round's cohort, sorted: who was drawn and has rows."""
+        rested = (self.last == 0) | (self.last <= round - self._separation)
+        able = self._population & rested
+        self.drawn = sample(self._rule, self._seed, round, self.participations, self._limit, able=able)
+        self.participations[self.drawn] += 1
+        self.last[self.drawn] = round
+        return [number for number in self.drawn if self._able[number]]
+
+    def restore(self, participations: np.ndarray, last: np.ndarray | None) -> None:
+        """Go on as after rounds in which clients were drawn so often, and last in these; None where it is not kept."""
+        self.participations = participations.copy()
+        self.last = last.copy() if last is not None else np.zeros_like(participations)
+
+
 def expected_size(rule: CohortRule, population: int) -> float:
     """Clients per round among `population` of them; exact for a fixed size, the mean for `poisson`."""
     if rule.poisson is not None:

@@ -21,6 +21,8 @@ from fedsim.cohorts import largest_size
 from fedsim.combiners import mean
 from fedsim.errors import ScenarioError
 from fedsim.parameters import Layout, Slot
+from fedsim.privacy import forms
+from fedsim.privacy.plan import Level
 from fedsim.scenario import Named, Scenario
 from fedsim.scenario import Strategy as Table
 
@@ -139,11 +141,11 @@ def check_algorithm(algorithm: Algorithm, scenario: Scenario, model: nn.Module, 
             f"train.optimizer = {scenario.train.optimizer!r} does not go with strategy {algorithm.name!r}, "
             f"whose theory covers: {allowed}"
         )
-    if scenario.privacy.example is not None and not algorithm.private:
-        raise ScenarioError(
-            f"strategy {algorithm.name!r} declares no private form, so privacy.example would promise too much; "
-            "use fedavg, or remove privacy.example"
-        )
+    level = scenario.privacy.level
+    if level is not None and (reason := forms.refusal(algorithm, level)) is not None:
+        raise ScenarioError(f"strategy {algorithm.name!r} has no private form for privacy.{level}: {reason}")
+    if level in ("client", "local"):
+        _check_variances(algorithm, layout, level)
     if algorithm.features and not callable(getattr(model, "features", None)):
         raise ScenarioError(
             f"strategy {algorithm.name!r} compares what the model's last layer sees, and model.name = "
@@ -159,6 +161,18 @@ def check_algorithm(algorithm: Algorithm, scenario: Scenario, model: nn.Module, 
             f"strategy {algorithm.name!r}: {combiner.name} needs {combiner.needs}: {combiner.least} clients a round, "
             f"and a cohort here has at most {largest}; lower what it guards against, or enlarge the cohort"
         )
+
+
+def _check_variances(algorithm: Algorithm, layout: Layout, level: Level) -> None:
+    """Refuse running variances that would be sent: noise makes some of them negative."""
+    kept = personal_masks(layout, algorithm.personal).buffers if algorithm.personal is not None else None
+    for slot in layout.buffers:
+        stays = kept is not None and bool(kept[slot.start : slot.stop].all())
+        if slot.name.endswith("running_var") and not stays:
+            raise ScenarioError(
+                f"privacy.{level} noises what is sent, and {slot.name!r} may not become negative; set model.norm = "
+                "'group', or use strategy 'fedbn', with which it stays at its client"
+            )
 
 
 def check_driven(algorithm: Algorithm, scenario: Scenario, able: int) -> None:

@@ -78,9 +78,9 @@ class StockStrategy:
         return {_KEPT + name: tensor for name, tensor in self._own.items()}
 
     @property
-    def participations(self) -> np.ndarray:
-        """[K] rounds that each client was selected in."""
-        return self._ours.participations
+    def drawn(self) -> list[int]:
+        """Who was drawn: the cohort."""
+        return self.cohort
 
     @property
     def accepted(self) -> np.ndarray:
@@ -118,7 +118,7 @@ class StockStrategy:
             drawn = list(self._strategy.configure_train(server_round, arrays.copy(), config.copy(), clients))
             configs = self._checked(drawn, arrays, set(able))
         self.cohort = sorted(configs)
-        self._ours.participations[self.cohort] += 1
+        self._ours.cohorts.participations[self.cohort] += 1
         messages = []
         rows = [int(self._federation.train_rows[number]) for number in self.cohort]
         for number, chunk in zip(self.cohort, chunk_numbers(rows), strict=True):

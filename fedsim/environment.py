@@ -22,7 +22,7 @@ def environment(
     data: str,
     model: str,
     scenario_folder: Path,
-    noise: tuple[float, int] | None = None,
+    noise: tuple[float, int | None] | None = None,
 ) -> dict[str, Any]:
     """This machine and process, as `environment.json` keeps them.
 

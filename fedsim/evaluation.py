@@ -122,7 +122,7 @@ def check_choosing(name: str, key: str, scenario: Scenario, problem: Problem, fe
         raise ScenarioError(f"{key} = {name!r}: {data} is for reporting; use {data.replace('test', 'validation')}")
     if metric.weighting == "spread":
         raise ScenarioError(f"{key} = {name!r}: a spread is for reporting; use weighting clients or worst-10%")
-    if scenario.privacy.example is not None and not data.startswith("central-"):
+    if scenario.privacy.level is not None and not data.startswith("central-"):
         raise PrivacyError(
             f"{key} = {name!r} reads clients' own rows, and what it decides is not covered by epsilon; "
             "choose by central-validation (data.split.central above 0)"

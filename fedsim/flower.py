@@ -21,7 +21,6 @@ from torch import Tensor
 
 from fedsim.algorithm import Combined, Server
 from fedsim.checkpoints import Snapshot
-from fedsim.cohorts import sample
 from fedsim.combiners import Fold, chunk_numbers
 from fedsim.data.federation import CentralPart, Part
 from fedsim.errors import RunFolderError, ScenarioError, StoppedByPolicy, one_line
@@ -30,6 +29,9 @@ from fedsim.grid import CLIENT_FAILED, FIRST_NODE, SimulatedGrid, with_content
 from fedsim.local import Work
 from fedsim.metrics import EvaluatedModel
 from fedsim.parameters import Weights, encode, is_finite, to_record
+from fedsim.privacy.client import Releasing
+from fedsim.privacy.plan import ExampleMechanism
+from fedsim.privacy.uploads import clipped
 from fedsim.replies import metrics_of, statistics_of, training_figures, vector_of
 from fedsim.worker import PARTS
 
@@ -40,7 +42,7 @@ class AlgorithmStrategy(Strategy):
     Attributes:
         server: the algorithm's server side after the last round.
         buffers: [E] the model's floating buffers.
-        participations: [K] rounds that each client was selected in.
+        cohorts: who is drawn, and was.
         cohort: clients selected in the current round, sorted.
         unused: why the last round left the model as it was, though clients answered; else None.
     """
@@ -51,17 +53,19 @@ class AlgorithmStrategy(Strategy):
         self.algorithm = work.algorithm
         self.server: Server = work.algorithm.start(work.initial.vector, job.federation.clients)
         self.buffers = work.initial.buffers
-        self.participations = np.zeros(job.federation.clients, dtype=np.int64)
+        self.cohorts = job.cohorts()
         self.cohort: list[int] = []
         self.unused: str | None = None
         self._problem, self._layout, self._federation = work.problem, work.layout, job.federation
-        self._rule, self._seed = job.rule, job.scenario.seed
         self._adversary, self._attackers = work.adversary, frozenset(job.attackers)
         self._contribution_size = work.contribution_size
         self._previous = torch.zeros(work.contribution_size, dtype=work.initial.vector.dtype)
         self._weights: dict[int, float] = {}
-        self._able = job.federation.train_rows > 0
-        self._limit = job.privacy.max_participations if job.privacy is not None else None
+        self._plan = plan = job.privacy
+        grouped = plan is not None and isinstance(plan.mechanism, ExampleMechanism) and plan.mechanism.grouped
+        self._declared = job.federation.train_units() if grouped else job.federation.train_rows
+        self._releasing = Releasing.of(plan, work.leaving, job.draws) if plan and plan.level == "client" else None
+        self._clip = plan.clip if plan is not None else math.inf
         self._min_rows = job.scenario.evaluate.min_rows
         self._accepted = np.zeros(job.federation.clients, dtype=np.int64)
         self._nodes: dict[int, int] = {}
@@ -78,7 +82,23 @@ class AlgorithmStrategy(Strategy):
         """What the server keeps besides the model, by name."""
         vectors = {f"shared/{name}": vector for name, vector in self.server.shared.items()}
         vectors |= {f"state/{name}": tensor for name, tensor in self.server.state.items()}
-        return vectors | ({"combiner/previous": self._previous} if self.algorithm.combine.remembers else {})
+        if self.algorithm.combine.remembers:
+            vectors["combiner/previous"] = self._previous
+        if self.clip is not None:
+            vectors["privacy/clip"] = torch.tensor([self.clip], dtype=torch.float64)
+        if self._plan is not None and self._plan.separation > 1:
+            vectors["privacy/last"] = torch.from_numpy(self.cohorts.last.copy())
+        return vectors
+
+    @property
+    def clip(self) -> float | None:
+        """The clip norm that the next round's clients get, where it follows their updates."""
+        return self._clip if self._plan is not None and self._plan.adaptive is not None else None
+
+    @property
+    def drawn(self) -> list[int]:
+        """Who is charged for the round: the cohort, and registered clients that have no rows to send anything of."""
+        return self.cohorts.drawn
 
     @property
     def accepted(self) -> np.ndarray:
@@ -87,7 +107,7 @@ class AlgorithmStrategy(Strategy):
 
     def restore(self, round: int, snapshot: Snapshot) -> None:
         """Go on as after a round whose snapshot this is."""
-        own: dict[str, dict[str, Tensor]] = {"shared": {}, "state": {}, "combiner": {}}
+        own: dict[str, dict[str, Tensor]] = {"shared": {}, "state": {}, "combiner": {}, "privacy": {}}
         kinds = {name: _kind(tensor) for name, tensor in self.vectors.items()}
         found = {name: _kind(tensor) for name, tensor in snapshot.vectors.items()}
         if odd := sorted(name for name in kinds.keys() | found.keys() if kinds.get(name) != found.get(name)):
@@ -100,19 +120,22 @@ class AlgorithmStrategy(Strategy):
         self.server = Server(snapshot.weights.vector, own["shared"], own["state"], round)
         self._previous = own["combiner"].get("previous", self._previous)
         self.buffers = snapshot.weights.buffers
-        self.participations, self._accepted = snapshot.participations.copy(), snapshot.accepted.copy()
+        self._accepted = snapshot.accepted.copy()
+        last = own["privacy"].get("last")
+        self.cohorts.restore(snapshot.participations, last.numpy() if last is not None else None)
+        if "clip" in own["privacy"]:
+            self._clip = float(own["privacy"]["clip"])
 
     def snapshot(self) -> Snapshot:
         """What the next round depends on, as it is now."""
-        return Snapshot(self.weights, self.vectors, self.participations.copy(), self._accepted.copy())
+        return Snapshot(self.weights, self.vectors, self.cohorts.participations.copy(), self._accepted.copy())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Sample the cohort and address a message to each of its clients."""
         nodes = self.nodes(grid)
-        self.cohort = sample(self._rule, self._seed, server_round, self.participations, self._limit, able=self._able)
-        self.participations[self.cohort] += 1
+        self.cohort = self.cohorts.draw(server_round)
         self._weights = self._weighed(self.cohort)
         shared = self._shared()
         rows = [int(self._federation.train_rows[number]) for number in self.cohort]
@@ -126,6 +149,7 @@ class AlgorithmStrategy(Strategy):
                     "chunk": chunk,
                     "weight": self._weights[number],
                     "accepted-round": int(self._accepted[number]),
+                    **({"clip": self.clip} if self.clip is not None else {}),
                 }
             )
             content = RecordDict({"arrays": arrays, "shared": shared, "config": settings})
@@ -145,12 +169,12 @@ class AlgorithmStrategy(Strategy):
         """Combine what the cohort sent, in the order of client numbers, and take the server step."""
         sound = {self._number(reply): reply for reply in replies if not reply.has_error() and not self._fault(reply)}
         answered = [number for number in self.cohort if number in sound]
-        if (reason := self._useless(answered)) is not None:
+        if self._releasing is None and (reason := self._useless(answered)) is not None:
             self.unused = f"round {server_round}: {reason}; the model stays as it was" if answered else None
             return None, None
         self.unused = None
         reported = [metrics_of(sound[number]) for number in answered]
-        combined = self._combined(answered, sound)
+        combined = self._combined(server_round, answered, sound)
         if not is_finite(combined):
             advice = "lower train.learning_rate" if self._adversary is None else "the attack may have overflowed"
             raise StoppedByPolicy(f"round {server_round}: the cohort's sum is not finite; {advice}")
@@ -165,6 +189,9 @@ class AlgorithmStrategy(Strategy):
             weights=torch.tensor([self._weights[number] for number in answered]),
             share_of_population=len(answered) / self._federation.clients,
         )
+        if self._releasing is not None:  # who answered, and how many, is not released
+            nobody, share = torch.tensor([], dtype=torch.int64), self._releasing.size / self._federation.clients
+            cohort = cohort._replace(numbers=nobody, weights=torch.tensor([]), share_of_population=share)
         self.server = self._stepped(server_round, cohort)
         if self.algorithm.combine.remembers:
             self._previous = combined
@@ -275,7 +302,7 @@ class AlgorithmStrategy(Strategy):
         if rule == "uniform":
             return dict.fromkeys(numbers, 1.0)
         if rule == "examples":
-            return {number: float(self._federation.train_rows[number]) for number in numbers}
+            return {number: float(self._declared[number]) for number in numbers}
         try:
             weights = dict(zip(numbers, map(float, rule(self.server, torch.tensor(numbers))), strict=True))
         except Exception as error:
@@ -299,23 +326,46 @@ class AlgorithmStrategy(Strategy):
             return replies
         return [with_update(reply, agreed) if self._number(reply) in self._attackers else reply for reply in replies]
 
-    def _combined(self, answered: list[int], sound: Mapping[int, Message]) -> Tensor:
+    def _combined(self, round: int, answered: list[int], sound: Mapping[int, Message]) -> Tensor:
         """[D + E + extras] what the cohort's contributions become."""
         weights = {number: self._weights[number] for number in answered}
         if not self.algorithm.linear:
             updates = torch.stack([vector for number in answered if (vector := vector_of(sound[number])) is not None])
             return self._together(updates, torch.tensor(list(weights.values())))
+        total = self._added_up(sound, weights)
+        if self._releasing is None:
+            assert total is not None
+            return total / sum(weights.values())
+        nothing = torch.zeros(self._contribution_size, dtype=self.server.params.dtype)
+        release = self._releasing(nothing if total is None else total, round, self._clip)
+        self._clip = release.clip
+        return release.estimate
+
+    def _added_up(self, sound: Mapping[int, Message], weights: Mapping[int, float]) -> Tensor | None:
+        """The weighted sum of the cohort's contributions, in fixed brackets; None where nobody answered."""
+        if not self.cohort:
+            return None
         chunks = chunk_numbers([int(self._federation.train_rows[number]) for number in self.cohort])
         folds = [Fold() for _ in range(chunks[-1] + 1)]
         for number, chunk in zip(self.cohort, chunks, strict=True):
             if number in sound and (vector := vector_of(sound[number])) is not None:
-                folds[chunk].add(vector, 1.0 if metrics_of(sound[number])["summed"] else weights[number])
+                if metrics_of(sound[number])["summed"]:
+                    folds[chunk].add(vector)
+                else:
+                    folds[chunk].add(self._bounded(vector), weights[number])
         total = Fold()
         for fold in folds:
             if fold.total is not None:
                 total.add(fold.total)
-        assert total.total is not None
-        return total.total / sum(weights.values())
+        return total.total
+
+    def _bounded(self, vector: Tensor) -> Tensor:
+        """A single client's contribution as it may enter the sum: clipped again where the sum is noised for a clip."""
+        if self._releasing is None:
+            return vector
+        if self.clip is None:
+            return clipped(vector, self._clip)
+        return torch.cat([clipped(vector[:-1], self._clip), vector[-1:].sign() / 2])
 
     def _together(self, updates: Tensor, weights: Tensor) -> Tensor:
         """What the combiner makes of updates [n, P]."""

@@ -181,9 +181,10 @@ def _epsilon(work: Work) -> Line:
     plan = work.job.privacy
     assert plan is not None
     epsilon = plan.epsilon
+    times = f"{plan.rounds} rounds" if plan.by_round else f"{plan.most} participations"
     text = (
-        f"{rounded_up(epsilon, 3)} at delta {plan.delta:g} after {plan.max_participations} participations "
-        f"(noise multiplier {plan.noise_multiplier:.3f}, zero-out)"
+        f"{rounded_up(epsilon, 3)} at delta {plan.delta:g} after {times} "
+        f"(noise multiplier {plan.noise_multiplier:.3f}, {plan.relation})"
     )
     return Line("epsilon", epsilon, text)
 
@@ -211,8 +212,7 @@ def _shortened(work: Work, client: int) -> tuple[Work, float]:
     if steps <= _MEASURED_STEPS:
         return work, 1.0
     each = _MEASURED_STEPS if job.apart is None else 1  # of pooled rows that is a cohort's together
-    privacy = job.privacy and replace(job.privacy, steps=np.minimum(job.privacy.steps, _MEASURED_STEPS))
-    few = replace(job, scenario=job.scenario.changed({"train.steps": each}), privacy=privacy)
+    few = replace(job, scenario=job.scenario.changed({"train.steps": each}))
     return Work(few), steps / few.local_steps(client)
 
 

@@ -13,19 +13,22 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fedsim import registry
+from fedsim import registry, seeds
 from fedsim.adversaries import Adversary, attackers, make_adversary
 from fedsim.algorithm import Algorithm
-from fedsim.cohorts import CohortRule, expected_size, largest_size
+from fedsim.cohorts import CohortRule, Cohorts, expected_size, largest_size
 from fedsim.composition import algorithm_of, check_algorithm, check_driven
 from fedsim.data.build import build
 from fedsim.data.corpus import Corpus, Folders, Task
 from fedsim.data.federation import Federation
-from fedsim.errors import FedsimError, ScenarioError
+from fedsim.errors import FedsimError, PrivacyError, ScenarioError
 from fedsim.machine import available_memory
 from fedsim.model import check_model, check_size, make_model, model_name, model_reference
 from fedsim.parameters import layout_of
-from fedsim.privacy.plan import ExamplePrivacy, Plan, plan
+from fedsim.privacy.ledger import EVERYBODY
+from fedsim.privacy.levels import plan_client, plan_example, plan_local
+from fedsim.privacy.plan import Plan
+from fedsim.privacy.requests import AdaptiveClipping, ClientPrivacy, ExamplePrivacy, LocalPrivacy
 from fedsim.problem import Problem, problem_for
 from fedsim.scenario import Scenario
 
@@ -43,7 +46,7 @@ class Job:
         federation: every client's rows.
         model: name or factory of the model.
         data: where the data came from: the scenario's word for it, or a Python function's name.
-        privacy: the example-level mechanism with its noise solved, or None.
+        privacy: what is promised, with its noise solved, or None.
         attackers: clients that follow the adversary, sorted.
         apart: [K] everybody's train rows before one client got them all, for a pooled algorithm; else None.
     """
@@ -60,6 +63,31 @@ class Job:
     def rule(self) -> CohortRule:
         """Who is drawn each round; of pooled rows the one client that has them, always."""
         return self.scenario.cohort.rule if self.apart is None else CohortRule(fraction=1.0)
+
+    def cohorts(self) -> Cohorts:
+        """Who is drawn, from round 1 on."""
+        able, plan = self.federation.train_rows > 0, self.privacy
+        if plan is None:
+            return Cohorts(self.rule, self.scenario.seed, able)
+        limit, separation = plan.max_participations, plan.separation
+        return Cohorts(self.rule, self.scenario.seed, able, limit, separation, registered=plan.level == "client")
+
+    def identity(self, client: int) -> str:
+        """Whose data a client has: in all runs the same for a natural client, and for parts that are dealt alike.
+
+        `EVERYBODY` stands for the whole corpus.
+        """
+        if client == EVERYBODY:
+            name = f"corpus {self.federation.corpus}"
+        elif self.scenario.data.partition["kind"] == "natural":
+            name = f"client {self.federation.names[client]} of {self.federation.corpus}"
+        else:
+            name = f"client {client} of {self.federation.digest}"
+        return seeds.digest(name).hex()[:16]
+
+    def draws(self, purpose: str, number: int) -> np.random.Generator:
+        """The coins of the server's noise: of one purpose and one round or node."""
+        return seeds.numpy_generator(self.scenario.seed, purpose, number)
 
     def local_steps(self, client: int) -> int:
         """Optimiser steps of a client in a round; on pooled rows as many as a cohort's clients take together."""
@@ -132,11 +160,17 @@ def _prepared(federation: Federation, scenario: Scenario, model: ModelSource | N
     check_model(model_name(source), module, problem, federation.x, federation.y)
     check_algorithm(algorithm, scenario, module, layout_of(module), federation.clients)
     check_driven(algorithm, scenario, int((federation.train_rows > 0).sum()))
-    privacy = _privacy(scenario, federation)
-    if privacy is not None:
+    privacy = plan_of(scenario, federation, algorithm)
+    if privacy is not None and federation.preprocessing.get("fitted_on_rows"):
+        raise PrivacyError(
+            f"privacy.{privacy.level}: data {scenario.data.name!r} scale columns by the rows of all clients, so that "
+            "one row moves all others, which epsilon does not cover; scale the file by public numbers and set "
+            "data.standardise = false"
+        )
+    if scenario.privacy.example is not None:
         from fedsim.privacy.example import private_module  # Opacus takes seconds to import
 
-        twin = private_module(module, model_name(source))
+        twin = private_module(module, model_name(source), scenario.privacy.example.gradients)
         twin.module(problem.inputs(federation.x[:1]))  # the first pass tries its per-example gradients
     attacking = _attackers(scenario, federation, algorithm)
     named_data = scenario.data.name if data is None else model_reference(data)
@@ -239,17 +273,47 @@ def _corpus(scenario: Scenario, folders: Folders) -> Corpus:
     return corpus
 
 
-def _privacy(scenario: Scenario, federation: Federation) -> Plan | None:
-    asked = scenario.privacy.example
-    if asked is None:
-        return None
-    return plan(
-        ExamplePrivacy(**asked.model_dump()),
-        federation.train_rows,
+def plan_of(scenario: Scenario, federation: Federation, algorithm: Algorithm) -> Plan | None:
+    """What the scenario promises, with its noise solved."""
+    asked, rule, rounds = scenario.privacy, scenario.cohort.rule, scenario.rounds
+    if asked.client is not None:
+        table = asked.client.model_dump()
+        adaptive = table.pop("adaptive")
+        request = ClientPrivacy(**table, adaptive=AdaptiveClipping(**adaptive) if adaptive is not None else None)
+        return plan_client(request, federation.clients, rule, rounds)
+    if asked.local is not None:
+        return plan_local(LocalPrivacy(**asked.local.model_dump()), federation.train_rows > 0, rule, rounds)
+    if asked.example is not None:
+        return _example_plan(scenario, federation, algorithm)
+    return None
+
+
+def _example_plan(scenario: Scenario, federation: Federation, algorithm: Algorithm) -> Plan:
+    assert scenario.privacy.example is not None
+    table = scenario.privacy.example.model_dump()
+    unit = table.pop("unit")
+    name = unit or ("row" if federation.task != "next-token" else f"window of {federation.x.shape[1] + 1} tokens")
+    return plan_example(
+        ExamplePrivacy(**table),
+        federation.train_rows if unit is None else _units(federation, unit),
         rule=scenario.cohort.rule,
         rounds=scenario.rounds,
         batch_size=scenario.train.batch_size,
         epochs=scenario.train.epochs or 1,
         steps=scenario.train.steps,
-        window=federation.x.shape[1] + 1 if federation.task == "next-token" else None,
+        passes=algorithm.private_passes,
+        unit=name,
+        grouped=unit is not None,
     )
+
+
+def _units(federation: Federation, unit: str) -> np.ndarray:
+    """[K] how many groups of rows each client has for training."""
+    if federation.group_name != unit:
+        known = (
+            f"rows of these data are grouped by {federation.group_name!r}"
+            if federation.group_name
+            else ("rows of these data have no groups; name a column by data.group")
+        )
+        raise ScenarioError(f"privacy.example.unit = {unit!r}: {known}")
+    return federation.train_units()

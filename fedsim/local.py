@@ -21,6 +21,7 @@ from fedsim.errors import ClientError, FedsimError, one_line
 from fedsim.job import Job
 from fedsim.metrics import Statistics
 from fedsim.parameters import FlatModule, Weights, from_record, is_finite
+from fedsim.privacy.uploads import clipped, gaussian, noised, norm_of, with_bit
 from fedsim.problem import evaluate
 from fedsim.signals import time_limit
 from fedsim.states import State
@@ -31,20 +32,23 @@ _PERSONAL, _PERSONAL_BUFFERS = "personal", "personal-buffers"
 
 
 class Received(NamedTuple):
-    """What the server sent: the model, and vectors of the algorithm by name."""
+    """What the server sent: the model, vectors of the algorithm by name, and the clip norm where it follows updates."""
 
     weights: Weights
     shared: Vectors
+    clip: float | None = None
 
 
 class Contribution(NamedTuple):
     """What a client sends back.
 
     Attributes:
-        vector: [D + E + extras] update, change of floating buffers, extras in the algorithm's order.
+        vector: [D + E + extras] update, change of floating buffers, extras in the algorithm's order; of clients under
+            an adaptive clip one value more, their bit.
         scalars: the algorithm's scalars.
         state: the client's new state; it does not leave the client.
-        norm: Euclidean norm of `vector`; infinite where its square is.
+        norm: Euclidean norm of what the client would send without `privacy.client`, which clips it; infinite where its
+            square is.
         loss: mean training loss over the steps.
         steps: optimiser steps taken.
     """
@@ -66,12 +70,13 @@ class Work:
         self.problem = job.build_problem()
         self.algorithm = job.build_algorithm()
         plain = job.build_model()
-        self.private = _private_twin(plain, job.model_title) if job.privacy is not None else None
+        self.private = _private_twin(plain, job) if job.scenario.privacy.example is not None else None
         self.plain = FlatModule(plain)
         self.layout = self.plain.layout
         self.initial = Weights(self.plain.vector, self.plain.buffers).clone()
         pattern = self.algorithm.personal
         self.personal = personal_masks(self.layout, pattern) if pattern is not None else None
+        self.leaving = self._leaving()
         self.adversary = job.build_adversary()
         self.frozen: list[FlatModule] = []
         self._latest: tuple[ArrayRecord, Weights] | None = None
@@ -94,8 +99,16 @@ class Work:
 
     @property
     def contribution_size(self) -> int:
-        """D + E + extras, the length of a client's contribution."""
-        return self.layout.size * (1 + len(self.algorithm.extra)) + self.layout.buffer_size
+        """D + E + extras, the length of a client's contribution; with the bit of an adaptive clip."""
+        values = self.layout.size * (1 + len(self.algorithm.extra)) + self.layout.buffer_size
+        return values + int(self.job.privacy is not None and self.job.privacy.adaptive is not None)
+
+    def _leaving(self) -> Tensor | None:
+        """[D + E + extras] bool, the coordinates that leave their clients; None for all."""
+        if (masks := self.personal) is None:
+            return None
+        extras = torch.ones(self.layout.size * len(self.algorithm.extra), dtype=torch.bool)
+        return torch.cat([~masks.parameters, ~masks.buffers, extras])
 
     def received(self, record: ArrayRecord) -> Weights:
         """The flat vectors of a model as it was sent; decoded once for all clients that got the same record."""
@@ -158,10 +171,11 @@ class Work:
         change = self._change(received.weights.buffers, buffers)
         if (masks := self.personal) is not None:
             kept |= {_PERSONAL: (start + update)[masks.parameters], _PERSONAL_BUFFERS: buffers[masks.buffers]}
-        vector = self._cut(self._sent(number, round, self._packed(upload, change)))
+        vector = self._cut(self._sent(number, round, self._noised(number, round, self._packed(upload, change))))
         norm = math.sqrt(float(vector @ vector))
         if not (math.isfinite(norm) or is_finite(vector)):
             raise ClientError(f"the update is not finite after {client.steps} steps. {client.advice}")
+        vector = self._clipped(vector, received.clip)
         return Contribution(vector, self._scalars(upload), kept, norm, client.mean_loss, client.steps)
 
     def own_model(self, number: int, round: int, received: Received, state: State | None) -> Weights:
@@ -211,6 +225,24 @@ class Work:
             shape = f"{list(sent.shape)}, not {list(vector.shape)}"
             raise ClientError(f"adversary {self.adversary.name!r} sends a vector of shape {shape}")
         return sent
+
+    def _noised(self, number: int, round: int, vector: Tensor) -> Tensor:
+        """A contribution as its client lets go of it: under `privacy.local` clipped and noised by itself."""
+        plan = self.job.privacy
+        if plan is None or plan.level != "local":
+            return vector
+        draws = seeds.numpy_generator(self.job.scenario.seed, "upload noise", round, number)
+        noise = gaussian(len(vector), plan.noise_multiplier * plan.clip, self.leaving, draws)
+        return noised(clipped(self._cut(vector), plan.clip), noise)
+
+    def _clipped(self, vector: Tensor, clip: float | None) -> Tensor:
+        """What a trusted worker lets into the cohort's sum under `privacy.client`, whatever a client sent."""
+        plan = self.job.privacy
+        if plan is None or plan.level != "client":
+            return vector
+        bound = plan.clip if clip is None else clip
+        kept = clipped(vector, bound)
+        return kept if plan.adaptive is None else with_bit(kept, norm_of(vector), bound)
 
     def _cut(self, vector: Tensor) -> Tensor:
         """A contribution without what stays with the client; an attack does not reach it either."""
@@ -292,7 +324,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _private_twin(plain: nn.Module, name: str) -> FlatModule:
+def _private_twin(plain: nn.Module, job: Job) -> FlatModule:
     from fedsim.privacy.example import private_module  # Opacus takes seconds to import
 
-    return private_module(plain, name)
+    asked = job.scenario.privacy.example
+    assert asked is not None
+    return private_module(plain, job.model_title, asked.gradients)

@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from flwr.app import ConfigRecord
 
-from fedsim.cohorts import sample
 from fedsim.driving import Driven, StockStrategy, strategy_for
 from fedsim.engine.inline import InlineEngine
 from fedsim.errors import RunFolderError, ScenarioError
@@ -130,15 +128,12 @@ def cohorts(job: Job, last: int, since: Checkpoint | None = None) -> Iterator[li
     if job.build_algorithm().flower is not None:
         yield from _driven_cohorts(job, last, since)
         return
-    federation, rule, seed = job.federation, job.rule, job.scenario.seed
-    limit = job.privacy.max_participations if job.privacy is not None else None
-    first, counts = 1, np.zeros(federation.clients, dtype=np.int64)
+    drawn, first = job.cohorts(), 1
     if since is not None:
-        first, counts = since.round + 1, since.snapshot.participations.copy()
+        first, last_drawn = since.round + 1, since.snapshot.vectors.get("privacy/last")
+        drawn.restore(since.snapshot.participations, last_drawn.numpy() if last_drawn is not None else None)
     for number in range(first, last + 1):
-        cohort = sample(rule, seed, number, counts, limit, able=federation.train_rows > 0)
-        counts[cohort] += 1
-        yield cohort
+        yield drawn.draw(number)
 
 
 def _driven_cohorts(job: Job, last: int, since: Checkpoint | None) -> Iterator[list[int]]:
@@ -207,7 +202,9 @@ def _since(past: Past, records: Records, row: RoundRow | None, round: int, clien
     if isinstance(strategy, StockStrategy):  # whom it draws may depend on what it has seen
         _check_cohort(past, round, client, _drawn(past.work, strategy, round, InlineEngine().grid(past.job)))
     shared = {name: vector.clone() for name, vector in strategy.server.shared.items()}
-    return Before(start, Received(strategy.weights, shared), states.get(client, int(strategy.accepted[client])))
+    clip = strategy.clip if isinstance(strategy, AlgorithmStrategy) else None
+    received = Received(strategy.weights, shared, clip)
+    return Before(start, received, states.get(client, int(strategy.accepted[client])))
 
 
 def _check_cohort(past: Past, round: int, client: int, cohort: Sequence[int]) -> None:

@@ -122,10 +122,10 @@ class Records:
     def privacy(self, round: int | None = None) -> list[LedgerRow]:
         """Every charged client's account as it stood after a round, by default after the last."""
         accounts = self.select(  # beside max(), SQLite takes the other columns from the row that has the maximum
-            "SELECT client, participations, epsilon, max(round) FROM privacy WHERE round <= ? GROUP BY client",
+            f"SELECT {', '.join(LedgerRow._fields)}, max(round) FROM privacy WHERE round <= ? GROUP BY client",
             math.inf if round is None else round,
         )
-        return [LedgerRow(*row[:3]) for row in accounts]
+        return [LedgerRow(*row[:-1]) for row in accounts]
 
     def live_states(self, checkpoint: int) -> list[StateRow]:
         """For every client that has one the state in force at a checkpoint, by client."""
@@ -184,17 +184,20 @@ _SINCE_2: Mapping[str, Mapping[str, str]] = {
     "rounds": {"states": "NULL", "states_sha256": "NULL"},
     "clients": {"norm": "NULL", "stack": "1", "epsilon": "NULL"},
 }
-"""Columns that version 1 lacks, and what stands for them."""
+_SINCE_3: Mapping[str, Mapping[str, str]] = {
+    "privacy": dict.fromkeys(("identity", "level", "relation", "sampling", "noise", "rate", "steps"), "NULL")
+}
+"""Columns that earlier versions lack, and what stands for them."""
 
 
 def _show_as_newest(database: sqlite3.Connection, version: int) -> None:
     """Lay views of this connection alone over the tables of an older version."""
-    if version >= 2:
+    if version == SCHEMA_VERSION:
         return
-    for table, added in _SINCE_2.items():
+    for table, added in {**_SINCE_3, **(_SINCE_2 if version < 2 else {})}.items():
         columns = [f"{added[name]} AS {name}" if name in added else name for name in schema()[table]]
         database.execute(f"CREATE TEMP VIEW {table} AS SELECT {', '.join(columns)} FROM main.{table}")
-    for table in ("states", "tags"):
+    for table in ("states", "tags") if version < 2 else ():
         columns = [f"NULL AS {name}" for name in schema()[table]]
         database.execute(f"CREATE TEMP VIEW {table} AS SELECT {', '.join(columns)} WHERE FALSE")
 

@@ -18,12 +18,10 @@ from typing import Any, Literal, NamedTuple
 
 from fedsim.errors import RunFolderError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Phase = Literal["train", "evaluate"]
 Status = Literal["ok", "failed"]
-Account = tuple[int, int, float | None]
-"""As in `LedgerRow`: client, participations, epsilon."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,31 @@ class RoundRecord:
 
 
 class LedgerRow(NamedTuple):
-    """A client's privacy account after a round; epsilon is None where a slow accountant leaves it to the end."""
+    """A client's privacy account after a round, or everybody's.
+
+    Attributes:
+        client: its number; -1 for all clients, where every round charges them alike.
+        participations: rounds that it was charged for.
+        epsilon: of these; None where a slow accountant leaves it to the end.
+        identity: of its data, the same in every run on them.
+        level, relation, sampling: of the mechanism, in the words of `fedsim.privacy`.
+        noise: standard deviation over the largest norm of a contribution.
+        rate: with which a unit enters a release.
+        steps: releases so far.
+
+    What comes after epsilon is None in runs of an earlier version.
+    """
 
     client: int
     participations: int
     epsilon: float | None
+    identity: str | None = None
+    level: str | None = None
+    relation: str | None = None
+    sampling: str | None = None
+    noise: float | None = None
+    rate: float | None = None
+    steps: int | None = None
 
 
 class CheckpointFiles(NamedTuple):
@@ -169,6 +187,13 @@ CREATE TABLE privacy (
     client INTEGER NOT NULL,
     participations INTEGER NOT NULL,
     epsilon REAL,
+    identity TEXT,
+    level TEXT,
+    relation TEXT,
+    sampling TEXT,
+    noise REAL,
+    rate REAL,
+    steps INTEGER,
     PRIMARY KEY (round, client)
 ) WITHOUT ROWID;
 CREATE TABLE states (
@@ -289,7 +314,7 @@ def insert_round(
     files: CheckpointFiles | None,
     *,
     best: bool,
-    ledger: Iterable[Account],
+    ledger: Iterable[LedgerRow],
     states: Iterable[StateRow] = (),
 ) -> None:
     """Write a whole round in one transaction.
@@ -314,7 +339,7 @@ def insert_round(
 
 
 def insert_summary(
-    database: sqlite3.Connection, summary: Mapping[str, Any], *, ledger: Iterable[Account], events: Iterable[Event]
+    database: sqlite3.Connection, summary: Mapping[str, Any], *, ledger: Iterable[LedgerRow], events: Iterable[Event]
 ) -> None:
     """Write what a finished run says of itself in one transaction.
 

@@ -124,7 +124,7 @@ def done_again(past: Past, round: int, client: int, progress: Progress, *, debug
         client=client,
         name=past.job.federation.names[client],
         start=start,
-        private=past.job.privacy is not None,
+        private=past.job.scenario.privacy.example is not None,
         steps=steps,
         contribution=made,
         update=made.vector[: past.work.layout.size] if made is not None else None,

@@ -21,6 +21,7 @@ from fedsim.model import model_files
 from fedsim.observers import Observer
 from fedsim.planning import jobs, provenance
 from fedsim.progress import Progress, Silent
+from fedsim.records import SCHEMA_VERSION
 from fedsim.rounds import create_folder, execute, succeeded
 from fedsim.runs import RunFolder
 from fedsim.scenario import Scenario
@@ -62,7 +63,7 @@ def resume(
     with closing(open_run(path)) as records, reading(path):
         done = max((row.number for row in records.rounds()), default=0)
         summary, version = records.summary(), records.version
-    if version < 2:
+    if version < SCHEMA_VERSION:
         raise RunFolderError(
             f"{path} was written by an earlier fedsim, with schema {version}; it can be read, not resumed"
         )
@@ -143,9 +144,12 @@ def restored_jobs(
     if others := list(decisive_differences(then, now)):
         raise ScenarioError(f"{path} was made with something else, {'; '.join(others)}. Its own files are in sources/.")
     if then.get("noise") != now["noise"]:
+        keys = "noise_multiplier"
+        if job.privacy is not None and not job.privacy.by_round:
+            keys += " and max_participations"
         raise ScenarioError(
-            f"{path}: the noise of privacy.example was solved for other rounds. Start a new run, or one that gives "
-            "noise_multiplier and max_participations from the start"
+            f"{path}: the noise of privacy.{scenario.privacy.level} was solved for other rounds. Start a new run, or "
+            f"one that gives {keys} from the start"
         )
     odd = list(numerical_differences(then, now))
     if odd and scenario.engine.bits == "guaranteed":

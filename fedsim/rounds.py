@@ -35,9 +35,9 @@ from fedsim.observers import Observer
 from fedsim.parameters import Weights, fingerprint, to_record
 from fedsim.planning import as_scenario, jobs, provenance
 from fedsim.privacy.accountant import rounded_up
-from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.ledger import EVERYBODY, Ledger
 from fedsim.progress import Progress, Silent
-from fedsim.records import Account, ClientRow, Event, RoundRecord, keep_rows
+from fedsim.records import ClientRow, Event, LedgerRow, RoundRecord, keep_rows
 from fedsim.replies import client_row, total_statistics
 from fedsim.runs import Best, Restored, RunFolder, check_out
 from fedsim.scenario import Scenario
@@ -190,7 +190,7 @@ class Run:
     ) -> None:
         self.scenario = work.job.scenario
         self.strategy = strategy_for(work)
-        self.ledger = Ledger(work.job.privacy) if work.job.privacy is not None else None
+        self.ledger = Ledger(work.job.privacy, work.job.identity) if work.job.privacy is not None else None
         self.model = Model(to_record(work.layout, work.initial), work.initial)
         self.best = Best(0, work.initial)
         self.done = self.resumable = 0
@@ -205,7 +205,7 @@ class Run:
         """Take over a run as it was after a checkpoint; the reason for which it had ended there, if it had."""
         self.strategy.restore(restored.round, restored.snapshot)
         if self.ledger is not None:
-            self.ledger.restore({"participations": restored.snapshot.participations})
+            self.ledger.restore(restored.snapshot.participations, restored.round)
         self._grid.states.restore(restored.places)
         self.model = Model(to_record(self._work.layout, self.strategy.weights), self.strategy.weights)
         self.best = restored.best
@@ -235,11 +235,11 @@ class Run:
         if (stop := self._spent_budget(number)) is not None:
             return stop
         if self.ledger is not None:
-            self.ledger.charge(self.strategy.cohort)
+            self.ledger.charge(self.strategy.drawn)
         replies = self.strategy.received(number, self._grid.send_and_receive(messages=messages))
         if (stop := self._failed(number, replies)) is not None:
             return stop
-        accounts = self.ledger.rows(self.strategy.cohort) if self.ledger is not None else []
+        accounts = self.ledger.rows(self.strategy.drawn) if self.ledger is not None else []
         rows = self._rows(number, messages, replies, accounts)
         try:
             arrays, _ = self.strategy.aggregate_train(number, replies)
@@ -305,12 +305,14 @@ class Run:
         if self.ledger.exhausted:
             return Stop("budget", "every client has spent its privacy budget")
         limit = self.scenario.stop.epsilon
-        if limit is not None and (epsilon := self.ledger.after(self.strategy.cohort).largest()) > limit:
+        if limit is not None and (epsilon := self.ledger.after(self.strategy.drawn).largest()) > limit:
             return Stop("budget", f"round {number} would spend epsilon {rounded_up(epsilon, 3)}, more than {limit:g}")
         return None
 
     def _failed(self, number: int, replies: Sequence[Message]) -> Stop | None:
-        """A reason to end the run because of what clients answered."""
+        """A reason to end the run because of what clients answered; none at client level, which does not cover that."""
+        if self.scenario.privacy.client is not None:
+            return None
         reasons = [str(reply.error.reason) for reply in replies if reply.has_error()]
         stop = after_replies(number, reasons, len(replies), self.scenario.cohort)
         if stop is not None:
@@ -324,11 +326,11 @@ class Run:
             self._progress.note(reason)
 
     def _rows(
-        self, number: int, messages: Sequence[Message], replies: Sequence[Message], accounts: Sequence[Account]
+        self, number: int, messages: Sequence[Message], replies: Sequence[Message], accounts: Sequence[LedgerRow]
     ) -> list[ClientRow]:
-        spent = {client: epsilon for client, _, epsilon in accounts}
-        pairs = zip(messages, replies, strict=True)
-        return [client_row(number, *pair, self._work, spent.get(client_number(pair[0]))) for pair in pairs]
+        spent = {account.client: account.epsilon for account in accounts}
+        everybody, pairs = spent.get(EVERYBODY), zip(messages, replies, strict=True)
+        return [client_row(number, *pair, self._work, spent.get(client_number(pair[0]), everybody)) for pair in pairs]
 
     def _validate(self, number: int, model: Model, rows: list[ClientRow]) -> dict[str, float]:
         """The round's validation metrics; clients' own rows are added to `rows`."""
@@ -382,7 +384,7 @@ class Run:
         metrics = self.strategy.aggregate_evaluate(number, replies)
         return {name: float(value) for name, value in metrics.items()} if metrics is not None else {}  # type: ignore[arg-type]
 
-    def _commit(self, record: RoundRecord, model: Model, accounts: Sequence[Account], *, last: bool) -> None:
+    def _commit(self, record: RoundRecord, model: Model, accounts: Sequence[LedgerRow], *, last: bool) -> None:
         """Have the round made durable while the next one trains, and only then have it said that it is done."""
         self._settle()
         number = record.number

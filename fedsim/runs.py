@@ -23,7 +23,7 @@ from fedsim.checkpoints import Snapshot
 from fedsim.errors import RunFolderError
 from fedsim.parameters import Layout, Weights, fingerprint
 from fedsim.reading import Records, RoundRow
-from fedsim.records import Account, CheckpointFiles, ClientRow, Event, RoundRecord, StateRow
+from fedsim.records import CheckpointFiles, ClientRow, Event, LedgerRow, RoundRecord, StateRow
 from fedsim.states import STATES, Kept, named_states, states_file
 from fedsim.stored import reading, source_names
 
@@ -119,7 +119,7 @@ class RunFolder:
         best: Best,
         *,
         states: Mapping[int, Kept] | None = None,
-        ledger: Iterable[Account] = (),
+        ledger: Iterable[LedgerRow] = (),
     ) -> None:
         """Make a round permanent; when this returns it is on the disk.
 
@@ -314,7 +314,7 @@ class RunFolder:
         best: Best,
         *,
         constants: Mapping[str, Tensor] | None = None,
-        ledger: Iterable[Account] = (),
+        ledger: Iterable[LedgerRow] = (),
         events: Iterable[Event] = (),
     ) -> None:
         """Write the last and the best model, their description and the summary.

@@ -26,6 +26,8 @@ ALTERNATIVES = (
     ("cohort", ("size", "fraction", "poisson")),
     ("train", ("epochs", "steps")),
     ("privacy.example", ("epsilon", "noise_multiplier")),
+    ("privacy.client", ("epsilon", "noise_multiplier")),
+    ("privacy.local", ("epsilon", "noise_multiplier")),
     ("adversary", ("fraction", "clients")),
 )
 """Keys of which a table has one: setting one in a derived scenario or by --set drops the others."""
@@ -98,7 +100,7 @@ def override(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
         _drop_alternatives(
             table, prefix, {key.rpartition(".")[2] for key in changes if key.rpartition(".")[0] == prefix}
         )
-        table[last] = value
+        table[last] = _copied(value)
     return result
 
 

@@ -205,6 +205,7 @@ def _heading(run: Overview) -> list[str]:
     if run.epsilon is not None:
         delta = f" at delta {run.delta:g}" if run.delta else ""
         lines.append(f"  epsilon {rounded_up(run.epsilon)}{delta} (largest client)")
+        lines.append("  for the curator: epsilon covers less; to give away: fedsim export --public")
     if run.fingerprint:
         lines.append(f"  fingerprint {run.fingerprint}")
     for tag in run.tags:

@@ -13,7 +13,9 @@ from fedsim.local import Work
 from fedsim.metrics import EvaluatedModel, counted, worst_tenth_by_chance
 from fedsim.model import model_reference
 from fedsim.parameters import Weights, fingerprint
-from fedsim.privacy.ledger import Ledger, statement
+from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.statement import statement
+from fedsim.privacy.statement import values as privacy_values
 from fedsim.records import ClientRow
 from fedsim.stopping import Stop, Watch
 
@@ -157,14 +159,8 @@ def summarise(work: Work, folder: Path, watch: Watch, ledger: Ledger | None, end
         values["adversary"] = {"name": work.adversary.name, "clients": list(work.job.attackers)}
     if ledger is not None:
         spent, plan = ledger.spent(), ledger.plan
-        values["privacy"] = {
-            **spent._asdict(),
-            "accountant": plan.accountant,
-            "noise_multiplier": plan.noise_multiplier,
-            "max_grad_norm": plan.max_grad_norm,
-            "max_participations": plan.max_participations,
-            "statement": statement(plan, spent),
-        }
+        lines = statement(plan, spent, work.algorithm.personalised)
+        values["privacy"] = {**privacy_values(plan, spent), "statement": lines}
     lines, own = _closing_block(work, values, ledger), _own_figures(work, ending.clients)
     return Result(folder, ending.weights, values, lines, own)
 
@@ -186,7 +182,7 @@ def _closing_block(work: Work, values: Mapping[str, Any], ledger: Ledger | None)
     lines += _attack_lines(work, values)
     lines += _personal_lines(work, values) or _client_lines(work, values)
     if ledger is not None:
-        lines += statement(ledger.plan, ledger.spent())
+        lines += values["privacy"]["statement"]
     lines += [f"fingerprint {values['fingerprint']}", f"{_short(Path(values['folder']))}/   run.db   model/"]
     return lines
 

@@ -8,6 +8,7 @@ from functools import reduce
 from operator import add
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,8 @@ from fedsim.errors import ClientError
 from fedsim.job import Job
 from fedsim.optimizers import effective_steps, learning_rate, make_optimizer
 from fedsim.parameters import FlatModule, Weights
-from fedsim.privacy.batches import poisson_batch
+from fedsim.privacy.batches import declared_units, poisson_batch, rows_of, steps_of_pass
+from fedsim.privacy.plan import ExampleMechanism, Plan
 from fedsim.problem import Problem, evaluating
 
 
@@ -81,7 +83,7 @@ class LocalClient:
         self.steps = 0
         self._data = self._trained_on(Batch(problem.inputs(data.x), problem.targets(data.y)))
         self._losses_noted: list[float] = []
-        self._passes = self._frozen = 0
+        self._passes = self._frozen = self._private_steps = 0
         self.buffers = self.first_buffers.clone()
 
     def _trained_on(self, data: Batch) -> Batch:
@@ -203,8 +205,6 @@ class LocalClient:
 
     def _begin(self, flat: FlatModule, start: Tensor) -> None:
         self._passes += 1
-        if self.work.private is not None and self._passes > 1:
-            raise ClientError("a second private pass over the rows is not charged; train once a round")
         flat.load(Weights(start, self.first_buffers))
         if not flat.module.training:
             flat.module.train()
@@ -225,9 +225,9 @@ class LocalClient:
         if self.work.private is None:
             losses = self._losses(flat, loss_term, self._batches(epochs, whole))
             return map(flat.differentiate, losses)
-        if epochs is not None or whole:
-            raise ClientError("privacy.example charges the scenario's steps; the strategy asks for its own")
-        return self._private_gradients(flat, loss_term)
+        if whole:
+            raise ClientError("privacy.example charges steps on Poisson batches; the strategy asks for one on all rows")
+        return self._private_gradients(flat, loss_term, epochs)
 
     def _losses(self, flat: FlatModule, loss_term: LossTerm | None, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """Every batch's mean loss [], at what `flat` then holds."""
@@ -239,25 +239,50 @@ class LocalClient:
             self._note(loss.item())
             yield loss
 
-    def _private_gradients(self, flat: FlatModule, loss_term: LossTerm | None) -> Iterator[Tensor]:
+    def _private_gradients(self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None) -> Iterator[Tensor]:
         """Every step's clipped, summed and noised gradient [D] of a Poisson batch."""
         from fedsim.privacy.example import clipped_gradient_sum, forget, noisy_gradient
 
-        plan = self.work.job.privacy
-        assert plan is not None
-        seed, round, number = self.work.job.scenario.seed, self.round, self.number
-        rate, divisor = float(plan.rates[number]), float(plan.divisors[number])
-        draws = seeds.numpy_generator(seed, "poisson batches", round, number)
-        noise = seeds.numpy_generator(seed, "gradient noise", round, number)
+        plan, number = self.work.job.privacy, self.number
+        assert plan is not None and isinstance(plan.mechanism, ExampleMechanism)
+        mechanism, train = plan.mechanism, self.work.job.scenario.train
+        rate, divisor = float(plan.rates[number]), float(mechanism.divisors[number])
+        declared = declared_units(rate, divisor)
+        units = self.work.job.federation.units(number) if mechanism.grouped else None
+        count = self.rows if units is None else int(units.max(initial=-1)) + 1
+        per_layer = mechanism.clipping == "per-layer"
+        draws, noise = self._draws("poisson batches"), self._draws("gradient noise")
         forget(flat)
-        for _ in range(int(plan.steps[number])):
-            rows = torch.from_numpy(poisson_batch(self.rows, rate, draws))
+        for _ in range(steps_of_pass(declared, train.batch_size, epochs, train.epochs or 1, train.steps)):
+            self._charge(plan)
+            batch, owners = self._rows_of(poisson_batch(count, rate, draws), units)
             total = torch.zeros_like(flat.gradient)
-            if len(rows):
-                losses = self._batch_losses(flat, Batch(*(part[rows] for part in self._data)), loss_term)
+            if len(batch.targets):
+                losses = self._batch_losses(flat, batch, loss_term)
                 self._note(float(losses.detach().mean()))
-                total = clipped_gradient_sum(flat, losses, plan.max_grad_norm)
-            yield noisy_gradient(total, plan.noise_multiplier, plan.max_grad_norm, divisor, noise)
+                total = clipped_gradient_sum(flat, losses, plan.clip, owners=owners, per_layer=per_layer)
+            yield noisy_gradient(total, plan.noise_multiplier, plan.clip, divisor, noise)
+
+    def _rows_of(self, drawn: np.ndarray, units: np.ndarray | None) -> tuple[Batch, Tensor | None]:
+        """The rows of drawn units, and whose each is; None where every row is a unit."""
+        rows, owners = (drawn, None) if units is None else rows_of(drawn, units)
+        batch = Batch(*(part[torch.from_numpy(rows)] for part in self._data))
+        return batch, None if owners is None else torch.from_numpy(owners)
+
+    def _charge(self, plan: Plan) -> None:
+        """Refuse a private step for which the client is not charged, before it is taken."""
+        charged = int(plan.steps[self.number])
+        if self._private_steps == charged:
+            raise ClientError(
+                f"private step {charged + 1} of a round that is charged for {charged}: the strategy makes a pass over "
+                "the rows that its private_passes do not name"
+            )
+        self._private_steps += 1
+
+    def _draws(self, purpose: str) -> np.random.Generator:
+        """The generator of one purpose, this round, client and pass."""
+        named = purpose if self._passes == 1 else f"{purpose} of pass {self._passes}"
+        return seeds.numpy_generator(self.work.job.scenario.seed, named, self.round, self.number)
 
     def _batch_losses(self, flat: FlatModule, batch: Batch, loss_term: LossTerm | None) -> Tensor:
         losses = self.work.problem.losses(flat.module(batch.inputs), batch.targets)
@@ -275,8 +300,7 @@ class LocalClient:
             return
         job, size = self.work.job, self.work.job.scenario.train.batch_size
         wanted = job.local_steps(self.number) if epochs is None else epochs * -(-self.rows // size)
-        purpose = "batches" if self._passes == 1 else f"batches of pass {self._passes}"
-        order = seeds.numpy_generator(job.scenario.seed, purpose, self.round, self.number)
+        order = self._draws("batches")
         taken = 0
         while taken < wanted:
             rows = torch.from_numpy(order.permutation(self.rows))

@@ -167,7 +167,8 @@ def _shared(message: Message) -> dict[str, torch.Tensor]:
 def _trained(work: Work, number: int, message: Message, state: State | None) -> Answer:
     started = time.perf_counter()
     weights = work.received(arrays_of(message, "arrays"))
-    received = Received(weights, _shared(message))
+    clip = float(setting(message, "clip", 0.0))
+    received = Received(weights, _shared(message), clip or None)
     done = work.train(number, int(setting(message, "server-round", 0)), received, state)
     reply, arrays = setting(message, "reply", "model"), {}
     if reply == "model":

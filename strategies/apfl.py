@@ -5,8 +5,9 @@ FedAvg's model w each client keeps v and uses vbar = alpha v + (1 - alpha) w. v 
 alpha grad F_k(vbar), and alpha by its own gradient <v - w, grad F_k(vbar)>, kept within [0, 1].
 The paper alternates single steps of w and v; here w is trained first and then held while v is trained. alpha moves
 once a round by the mean of its gradients over v's steps.
-Communicates: the model down, one update up; v and alpha stay with the client. Any local optimiser. No private
-form is declared: v's pass reads the rows a second time.
+Communicates: the model down, one update up; v and alpha stay with the client. Any local optimiser. Private at example
+level, jointly: both passes clip, noise and are charged, alpha's gradients are made of v's noised ones, and neither
+leaves its client.
 """
 
 import math
@@ -52,6 +53,8 @@ def apfl(alpha: float = 0.5, alpha_lr: float = 0.0, weights: Weighting = "exampl
         weights,
         client_state={"model": copy_of_model, "alpha": lambda params, population: params.new_full((1,), alpha)},
         own_model=_mixture,
+        private="w, v and alpha are computed from clipped, noised gradients, and v and alpha never leave",
+        private_passes=(None, None),
     )
 
 

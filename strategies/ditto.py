@@ -3,8 +3,8 @@
 Li et al., "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021, algorithm 1: the
 global model w is FedAvg's; beside it each client keeps v_k and minimises F_k(v) + lambda/2 ||v - w||^2, so
 its gradient gains lambda (v - w). v_k starts as a copy of the initial model.
-Communicates: the model down, one update up; v_k stays with the client. Any local optimiser. No private form
-is declared: the personal pass reads the rows a second time.
+Communicates: the model down, one update up; v_k stays with the client. Any local optimiser. Private at example
+level, jointly: both passes clip, noise and are charged, and v_k never leaves its client.
 Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=ditto --set train.learning_rate=0.3
 """
 
@@ -37,4 +37,6 @@ def ditto(lamda: float = 0.1, weights: Weighting = "examples") -> Algorithm:
         weights,
         client_state={"model": copy_of_model},
         own_model=lambda local: local.state["model"],
+        private="both models sum clipped, noised gradients, and the personal one never leaves",
+        private_passes=(None, None),
     )

@@ -3,8 +3,8 @@
 Collins et al., "Exploiting Shared Representations for Personalized Federated Learning", ICML 2021,
 algorithm 1: a client first trains its own head with the body fixed, then the body with the head fixed; only
 the body is averaged.
-Communicates: the body down, its update up; heads stay with their clients. Any local optimiser. No private
-form is declared: both passes read the rows and both reach a later upload.
+Communicates: the body down, its update up; heads stay with their clients. Any local optimiser. Private at example
+level, jointly: both passes reach later uploads, so both clip, noise and are charged, and heads never leave.
 """
 
 from fedsim.algorithm import Algorithm, Local, Upload, Weighting, add_update
@@ -26,4 +26,12 @@ def fedrep(personal: str = "head.*", head_epochs: int = 1, weights: Weighting = 
         trained = local.train(head.params, trains="shared")
         return Upload(trained.params - local.received)
 
-    return Algorithm("fedrep", client, add_update, weights, personal=personal)
+    return Algorithm(
+        "fedrep",
+        client,
+        add_update,
+        weights,
+        personal=personal,
+        private="head and body sum clipped, noised gradients of two charged passes, and heads never leave",
+        private_passes=(head_epochs, None),
+    )

@@ -93,7 +93,7 @@ BAD_SETTINGS: list[tuple[tuple[str, ...], str]] = [
     (("data.partition={kind='iid',clients=100000}",), "client"),
     ((*PRIVACY, "privacy.example.delta=0.5"), "delta"),
     (("privacy.example.epsilon=8",), "privacy.example"),
-    ((*PRIVACY, "privacy.example.delta=1e-5", "strategy.name=ditto"), "no private form"),
+    ((*PRIVACY, "privacy.example.delta=1e-5", "strategy.name=moon"), "no private form"),
     (
         (*PRIVACY, "privacy.example.delta=1e-5", "model={name='cnn',norm='batch'}"),
         'Use GroupNorm, or set model.norm = "group"',
@@ -343,7 +343,11 @@ def test_strategies_are_listed_with_paper_and_parameters_in_80_columns(fedsim: C
     assert "    server_lr = 1.0  weights = 'uniform'" in lines
     assert re.search(r"Flower.*\bflower:FedAdam, .*\bflower:Krum\b", " ".join(lines[-6:]))
     entries = json.loads(fedsim("list", "strategies", "--json").out)
-    assert all(list(entry) == ["name", "paper", "summary", "parameters", "runs"] for entry in entries)
+    assert all(list(entry) == ["name", "paper", "summary", "parameters", "runs", "private"] for entry in entries)
+    levels = {entry["name"]: sorted(entry["private"]) for entry in entries}
+    assert levels["scaffold"] == ["client", "example", "local"]
+    assert (levels["krum"], levels["qfedavg"], levels["moon"]) == (["example", "local"], [], ["client", "local"])
+    assert "    private forms: example, client, local" in lines
 
 
 def test_the_installed_command_is_this_one(tmp_path: Path) -> None:

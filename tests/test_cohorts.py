@@ -1,5 +1,6 @@
 """Cohorts: who may be drawn, and how often anybody is."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.cohorts import CohortRule, expected_size, participation_limit, sample
+from fedsim.cohorts import CohortRule, Cohorts, expected_size, participation_limit, sample
 from fedsim.errors import ScenarioError
 
 rules = st.one_of(
@@ -120,3 +121,71 @@ def test_clients_that_are_not_able_leave_their_places_to_the_others() -> None:
     limit = participation_limit(CohortRule(size=3), 10, 40, able=6)
     assert (taken > limit).mean() <= 0.01 < (taken > limit - 1).mean()
     assert participation_limit(CohortRule(size=8), 10, 40, able=6) == 40
+
+
+limits = st.none() | st.integers(1, 4)
+separations = st.integers(1, 5)
+masks = st.lists(st.booleans(), min_size=1, max_size=30).map(np.array)
+
+
+def drawn(cohorts: Cohorts, first: int, last: int) -> list[list[int]]:
+    return [cohorts.draw(round) for round in range(first, last + 1)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(rules, st.integers(0, 2**31), masks, limits, separations, st.booleans())
+def test_nobody_is_drawn_beyond_its_limit_or_before_it_has_rested(
+    rule: CohortRule, seed: int, able: np.ndarray, limit: int | None, separation: int, registered: bool
+) -> None:
+    """So a client is at most once in any `separation` rounds in a row, hence at most once in a tree of so many."""
+    cohorts = Cohorts(rule, seed, able, limit, separation, registered=registered)
+    taken: dict[int, list[int]] = {}
+    for round, cohort in enumerate(drawn(cohorts, 1, 15), 1):
+        assert cohort == sorted(set(cohort)) and all(able[client] for client in cohort)
+        for client in cohort:
+            taken.setdefault(client, []).append(round)
+    for client, rounds in taken.items():
+        assert limit is None or len(rounds) <= limit
+        assert all(later - earlier >= separation for earlier, later in pairwise(rounds))
+        trees = [(round - 1) // separation for round in rounds]
+        assert len(set(trees)) == len(trees)
+        assert (int(cohorts.participations[client]), int(cohorts.last[client])) == (len(rounds), rounds[-1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(rules, st.integers(0, 2**31), masks, limits, separations, st.integers(0, 12), st.booleans())
+def test_restored_cohorts_draw_what_they_would_have_drawn(
+    rule: CohortRule, seed: int, able: np.ndarray, limit: int | None, separation: int, done: int, registered: bool
+) -> None:
+    whole, part, resumed = (Cohorts(rule, seed, able, limit, separation, registered=registered) for _ in range(3))
+    expected = drawn(whole, 1, 12)
+    drawn(part, 1, done)
+    resumed.restore(part.participations, part.last if separation > 1 else None)
+    assert drawn(resumed, done + 1, 12) == expected[done:]
+
+
+@settings(deadline=None, max_examples=60)
+@given(rules, st.integers(0, 2**31), masks, limits, separations)
+def test_who_is_drawn_beside_a_registered_client_tells_nothing_of_its_rows(
+    rule: CohortRule, seed: int, able: np.ndarray, limit: int | None, separation: int
+) -> None:
+    """A client with rows and one without take the same place, use up the same limit and rest as long."""
+    some = Cohorts(rule, seed, able, limit, separation, registered=True)
+    everybody = Cohorts(rule, seed, np.ones_like(able), limit, separation, registered=True)
+    for found, expected in zip(drawn(some, 1, 15), drawn(everybody, 1, 15), strict=True):
+        assert found == [client for client in expected if able[client]]
+
+
+def test_clients_that_are_not_registered_leave_their_places_to_the_others() -> None:
+    able = np.arange(10) < 6
+    assert [len(cohort) for cohort in drawn(Cohorts(CohortRule(size=3), 1, able), 1, 20)] == [3] * 20
+    sizes = [len(cohort) for cohort in drawn(Cohorts(CohortRule(size=3), 1, able, registered=True), 1, 20)]
+    assert min(sizes) < 3
+
+
+def test_a_draw_leaves_what_it_was_restored_from_as_it_was() -> None:
+    """It is part of a snapshot that may still be on its way to the disk."""
+    cohorts, counts, last = Cohorts(CohortRule(size=3), 1, np.ones(5, dtype=bool)), np.arange(5), np.arange(5)
+    cohorts.restore(counts, last)
+    cohorts.draw(9)
+    assert counts.tolist() == last.tolist() == [0, 1, 2, 3, 4]

@@ -153,19 +153,28 @@ def test_accounts_are_right_when_a_finished_run_goes_on(path: Path, database: re
         ledger = [LedgerRow(0, number, None), LedgerRow(4, 1, None)][:number]
         records.insert_round(database, record(number), None, best=False, ledger=ledger)
     records.insert_event(database, Event("resumed", "after round 1"))
-    records.insert_summary(database, {}, ledger=[(0, 3, 0.7), (4, 1, 0.5)], events=[Event("time", "over")])
+    records.insert_summary(
+        database, {}, ledger=[LedgerRow(0, 3, 0.7), LedgerRow(4, 1, 0.5)], events=[Event("time", "over")]
+    )
     with closing(Records(path)) as read:
-        assert read.privacy() == [(0, 3, 0.7), (4, 1, 0.5)]
-        assert read.privacy(round=2) == [(0, 2, None), (4, 1, None)]
+        assert read.privacy() == [LedgerRow(0, 3, 0.7), LedgerRow(4, 1, 0.5)]
+        assert read.privacy(round=2) == [LedgerRow(0, 2, None), LedgerRow(4, 1, None)]
         records.rewind(database, 2)
-        assert read.privacy() == [(0, 2, None), (4, 1, None)]
+        assert read.privacy() == [LedgerRow(0, 2, None), LedgerRow(4, 1, None)]
         assert read.summary() == {}
         assert read.events() == [EventRow(2, "resumed", "after round 1")]
-        records.insert_round(database, record(3), None, best=False, ledger=[(0, 3, None), (9, 1, None)])
-        records.insert_summary(database, {"rounds": 3}, ledger=[(0, 3, 0.9), (4, 1, 0.5), (9, 1, 0.4)], events=[])
-        assert read.privacy() == [(0, 3, 0.9), (4, 1, 0.5), (9, 1, 0.4)]
+        records.insert_round(
+            database, record(3), None, best=False, ledger=[LedgerRow(0, 3, None), LedgerRow(9, 1, None)]
+        )
+        records.insert_summary(
+            database,
+            {"rounds": 3},
+            ledger=[LedgerRow(0, 3, 0.9), LedgerRow(4, 1, 0.5), LedgerRow(9, 1, 0.4)],
+            events=[],
+        )
+        assert read.privacy() == [LedgerRow(0, 3, 0.9), LedgerRow(4, 1, 0.5), LedgerRow(9, 1, 0.4)]
         records.rewind(database, 1)
-        assert read.privacy() == [(0, 1, None)]
+        assert read.privacy() == [LedgerRow(0, 1, None)]
 
 
 def test_an_event_knows_the_last_round(path: Path, database: records.Writer) -> None:
@@ -305,7 +314,7 @@ def test_a_run_of_version_1_reads_as_the_newest(old: Path) -> None:
 def test_other_schemas_are_refused(old: Path, version: int) -> None:
     with closing(sqlite3.connect(old / "run.db")) as database:
         database.execute(f"PRAGMA user_version = {version}")
-    expected = rf"run\.db has schema {version}, this fedsim reads 1 to 2; use the version that wrote it$"
+    expected = rf"run\.db has schema {version}, this fedsim reads 1 to 3; use the version that wrote it$"
     for use in (lambda: Records(old / "run.db"), lambda: tags.set_tag(old, "paper")):
         with pytest.raises(RunFolderError, match=expected):
             use()
@@ -397,3 +406,20 @@ def test_the_fixture_names_no_machine() -> None:
     files = [file for file in VERSION_1.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 300_000
     assert not any(word in file.read_bytes() for file in files for word in (b"/home/", b"/root/", b"/tmp/"))
+
+
+def test_a_run_of_version_2_has_accounts_without_their_mechanism(path: Path, database: records.Writer) -> None:
+    account = LedgerRow(3, 1, 0.5, "abc", "example", "zero-out", "poisson", 1.1, 0.1, 4)
+    records.insert_round(database, record(1), None, best=True, ledger=[account])
+    with closing(Records(path)) as read:
+        assert read.privacy() == [account]
+    for column in ("identity", "level", "relation", "sampling", "noise", "rate", "steps"):
+        database.execute(f"ALTER TABLE privacy DROP COLUMN {column}")
+    database.execute("PRAGMA user_version = 2")
+    database.commit()
+    with closing(Records(path)) as read:
+        assert (read.version, read.privacy()) == (2, [LedgerRow(3, 1, 0.5)])
+        assert [tuple(row.keys()) for row in read.select("SELECT * FROM privacy")] == [
+            tuple(records.schema()["privacy"])
+        ]
+        assert read.tags() == []

@@ -27,7 +27,7 @@ from fedsim.environment import environment
 from fedsim.errors import RunFolderError
 from fedsim.parameters import FlatModule, Layout, Weights, fingerprint, layout_of
 from fedsim.reading import EventRow
-from fedsim.records import Account, ClientRow, Event, LedgerRow, Phase, RoundRecord
+from fedsim.records import ClientRow, Event, LedgerRow, Phase, RoundRecord
 from fedsim.runs import Best, RunFolder, check_out
 from fedsim.states import Kept
 from fedsim.stored import open_run
@@ -70,7 +70,7 @@ def commit(
     *,
     best: Best | None = None,
     states: Mapping[int, Kept] | None = {},
-    ledger: Sequence[Account] = (),
+    ledger: Sequence[LedgerRow] = (),
 ) -> None:
     """Commit a round, with a checkpoint unless `states` is None, and as the best so far unless another is."""
     folder.commit(record, layout, snapshot(weights), best or Best(record.number, weights), states=states, ledger=ledger)
@@ -109,36 +109,44 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path, model: FlatModule, weight
 
 def test_an_account_is_the_one_after_the_asked_round(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
     """Only accounts that changed are written; others stand as they were."""
-    charges = {1: [(0, 1, 0.5), (4, 1, 0.5)], 2: [(0, 2, 0.7)], 3: [(9, 1, 0.5)]}
+    charges = {1: [LedgerRow(0, 1, 0.5), LedgerRow(4, 1, 0.5)], 2: [LedgerRow(0, 2, 0.7)], 3: [LedgerRow(9, 1, 0.5)]}
     with created(tmp_path / "run") as folder:
         for number, accounts in charges.items():
             commit(folder, round_of(number, weights), model.layout, weights, ledger=accounts)
     with closing(open_run(tmp_path / "run")) as read:
-        assert read.privacy(round=1) == [(0, 1, 0.5), (4, 1, 0.5)]
-        assert read.privacy(round=2) == [(0, 2, 0.7), (4, 1, 0.5)]
-        assert read.privacy() == [(0, 2, 0.7), (4, 1, 0.5), (9, 1, 0.5)]
+        assert read.privacy(round=1) == [LedgerRow(0, 1, 0.5), LedgerRow(4, 1, 0.5)]
+        assert read.privacy(round=2) == [LedgerRow(0, 2, 0.7), LedgerRow(4, 1, 0.5)]
+        assert read.privacy() == [LedgerRow(0, 2, 0.7), LedgerRow(4, 1, 0.5), LedgerRow(9, 1, 0.5)]
 
 
 def test_a_finished_run_has_everybodys_account(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
     """A slow accountant leaves epsilon open until the end; client 4 was charged for a round that was not committed."""
     with created(tmp_path / "run") as folder:
-        commit(folder, round_of(1, weights), model.layout, weights, ledger=[(0, 1, None), (4, 1, None)])
-        commit(folder, round_of(2, weights), model.layout, weights, ledger=[(0, 2, None)])
+        commit(
+            folder, round_of(1, weights), model.layout, weights, ledger=[LedgerRow(0, 1, None), LedgerRow(4, 1, None)]
+        )
+        commit(folder, round_of(2, weights), model.layout, weights, ledger=[LedgerRow(0, 2, None)])
         with closing(open_run(tmp_path / "run")) as read:
-            assert read.privacy() == [(0, 2, None), (4, 1, None)]
+            assert read.privacy() == [LedgerRow(0, 2, None), LedgerRow(4, 1, None)]
         events = [Event("client failed", "round 3, client 4: odd"), Event("failure", "all 1 clients failed")]
         folder.finish(
-            {}, {}, model.layout, weights, Best(2, weights), ledger=[(0, 2, 0.75), (4, 2, 0.5)], events=events
+            {},
+            {},
+            model.layout,
+            weights,
+            Best(2, weights),
+            ledger=[LedgerRow(0, 2, 0.75), LedgerRow(4, 2, 0.5)],
+            events=events,
         )
     with closing(open_run(tmp_path / "run")) as read:
-        assert read.privacy(round=1) == [(0, 1, None), (4, 1, None)]
+        assert read.privacy(round=1) == [LedgerRow(0, 1, None), LedgerRow(4, 1, None)]
         assert read.privacy() == [LedgerRow(0, 2, 0.75), LedgerRow(4, 2, 0.5)]
         assert read.events() == [EventRow(2, *event) for event in events]
 
 
 def test_an_account_of_a_run_without_a_round_is_kept(tmp_path: Path, model: FlatModule, weights: Weights) -> None:
     with created(tmp_path / "run") as folder:
-        folder.finish({}, {}, model.layout, weights, Best(0, weights), ledger=[(3, 1, 0.5)])
+        folder.finish({}, {}, model.layout, weights, Best(0, weights), ledger=[LedgerRow(3, 1, 0.5)])
     with closing(open_run(tmp_path / "run")) as read:
         assert read.privacy() == [LedgerRow(3, 1, 0.5)]
 
@@ -447,7 +455,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "run" / "run.db")) as database:
         database.execute("PRAGMA user_version = 99")
     with pytest.raises(
-        RunFolderError, match=r"has schema 99, this fedsim reads 1 to 2; use the version that wrote it$"
+        RunFolderError, match=r"has schema 99, this fedsim reads 1 to 3; use the version that wrote it$"
     ):
         open_run(tmp_path / "run")
 

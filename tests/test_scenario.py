@@ -36,6 +36,7 @@ epochs = 2
 [cohort]
 fraction = 0.5
 """
+CLIENT = "{noise_multiplier=1.0, delta=1e-3, clip=0.5}"
 TOML_WORDS = {"true", "false", "inf", "nan"}
 
 
@@ -150,6 +151,29 @@ def test_privacy_by_noise_replaces_privacy_by_epsilon() -> None:
     assert (private.epsilon, private.noise_multiplier, private.max_grad_norm) == (None, 1.5, 1.0)
 
 
+@pytest.mark.parametrize("level", ["client", "local"])
+def test_so_it_does_at_the_other_levels(base: Path, level: str) -> None:
+    """In a derived scenario and by --set; a level is asked for by its table alone."""
+    write(base, f"{BASE}\n[privacy.{level}]\nepsilon = 8.0\ndelta = 1e-3\nclip = 0.5\n")
+    by_set = load(str(base), [f"privacy.{level}.noise_multiplier=1.5"]).privacy
+    by_file = derived(base, f"[privacy.{level}]\nnoise_multiplier = 1.5").privacy
+    assert by_set == by_file and by_set.level == level
+    table = getattr(by_set, level)
+    assert (table.epsilon, table.noise_multiplier, table.delta, table.clip) == (None, 1.5, 1e-3, 0.5)
+    assert load(str(base), ["privacy={}"]).privacy.level is None
+
+
+def test_privacy_has_the_defaults_that_are_written_down(base: Path) -> None:
+    """At client level nothing adapts, grows on trees or is amplified unless it is asked for."""
+    asked = load(str(base), [f"privacy.client={CLIENT}"]).privacy.client
+    assert asked is not None
+    assert (asked.adaptive, asked.mechanism, asked.min_separation, asked.accountant) == (None, "gaussian", None, None)
+    assert (asked.relation, asked.amplified, asked.max_participations) == ("zero-out", False, None)
+    adaptive = load(str(base), [f"privacy.client={CLIENT}", "privacy.client.adaptive={}"]).privacy.client
+    assert adaptive is not None and adaptive.adaptive is not None
+    assert (adaptive.adaptive.quantile, adaptive.adaptive.rate, adaptive.adaptive.bit_noise) == (0.5, 0.2, None)
+
+
 @pytest.mark.parametrize("settings", [["cohort.size=3", "cohort.fraction=0.5"], ["train.steps=3", "train.epochs=1"]])
 def test_two_alternatives_at_once_are_refused(base: Path, settings: list[str]) -> None:
     """Neither of two wishes is dropped in silence."""
@@ -258,6 +282,43 @@ def test_a_mistake_is_one_line_with_its_key_and_remedy(setting: str, message: st
     with pytest.raises(ScenarioError, match=message) as caught:
         load("quickstart", [setting])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["privacy.client.clip=0"], r"privacy\.client\.clip = 0: input should be greater than 0"),
+        (["privacy.client.delta=1"], r"privacy\.client\.delta = 1: input should be less than 1"),
+        (["privacy.client.clipp=1"], r"privacy\.client\.clipp is not known\. Did you mean clip\?"),
+        (["privacy.client.mechanism=forest"], r"mechanism = 'forest': input should be 'gaussian' or 'tree'"),
+        (["privacy.client.relation=remove"], r"relation = 'remove': input should be 'zero-out' or 'replace'"),
+        (["privacy.client.accountant=gdp"], r"accountant = 'gdp': input should be 'rdp', 'prv', 'pld' or 'exact'"),
+        (["privacy.client.min_separation=0"], r"min_separation = 0: input should be greater than or equal to 1"),
+        (["privacy.client.adaptive={quantile=1.0}"], r"adaptive\.quantile = 1\.0: input should be less than 1"),
+        (["privacy.client.adaptive={rate=0.0}"], r"adaptive\.rate = 0\.0: input should be greater than 0"),
+        (["privacy.client.adaptive={rat=1.0}"], r"privacy\.client\.adaptive\.rat is not known\. Did you mean rate\?"),
+        (["privacy.client={delta=1e-3,clip=1.0}"], r"privacy\.client: give epsilon or noise_multiplier, one of them"),
+        (["privacy.client={epsilon=1.0,clip=1.0}"], r"privacy\.client\.delta is missing"),
+        (["privacy.client={epsilon=1.0,delta=1e-3}"], r"privacy\.client\.clip is missing"),
+        (["privacy.local={epsilon=1.0,delta=1e-3}"], r"privacy\.local\.clip is missing"),
+        ([f"privacy.local={CLIENT}"], r"privacy: give one of client and local: they protect something else"),
+        (["cohort.min_replies=3"], r"cohort\.min_replies .* privacy\.client .* Leave cohort\.min_replies out"),
+        (["cohort.on_client_error=fail"], r"cohort\.on_client_error .* Leave cohort\.on_client_error out"),
+        (["references=['local']"], r"do not go with privacy\.client; privacy\.without runs the scenario without it"),
+        (["privacy.local.accountant=rdp", "privacy.client={}"], r"privacy\.local\.accountant is not known"),
+    ],
+)
+def test_a_mistake_in_privacy_of_clients_is_one_line_too(base: Path, settings: list[str], message: str) -> None:
+    with pytest.raises(ScenarioError, match=message) as caught:
+        load(str(base), [f"privacy.client={CLIENT}", *settings])
+    assert "\n" not in str(caught.value)
+
+
+def test_other_levels_go_with_replies_that_are_waited_for_and_with_stopping_at_an_epsilon(base: Path) -> None:
+    """What a client does ends a run at local level: its upload, and whether there is one, is no secret there."""
+    settings = [f"privacy.local={CLIENT}", "cohort.min_replies=3", "cohort.on_client_error=fail", "stop.epsilon=3.0"]
+    assert load(str(base), settings).privacy.level == "local"
+    assert load(str(base), [f"privacy.client={CLIENT}", "stop.epsilon=3.0"]).stop.epsilon == 3.0
 
 
 def test_a_missing_key_is_named_with_its_file(tmp_path: Path) -> None:
@@ -402,8 +463,12 @@ def contents(draw: st.DrawFn) -> dict[str, Any]:
         kind = draw(alternatives)
         content["cohort"] = {kind: 3 if kind == "size" else draw(st.floats(0.01, 1.0))}
     if draw(st.booleans()):
-        private = {"epsilon": draw(positive), "delta": 1e-5, "max_grad_norm": draw(positive)}
-        content["privacy"] = {"example": private, "without": {"train.learning_rate": draw(positive)}}
+        level = draw(st.sampled_from(["example", "client", "local"]))
+        length = "max_grad_norm" if level == "example" else "clip"
+        private: dict[str, Any] = {"epsilon": draw(positive), "delta": 1e-5, length: draw(positive)}
+        if level == "client" and draw(st.booleans()):
+            private |= draw(st.sampled_from([{"adaptive": {"rate": 0.5}}, {"mechanism": "tree", "min_separation": 7}]))
+        content["privacy"] = {level: private, "without": {"train.learning_rate": draw(positive)}}
     if draw(st.booleans()):
         who, which = draw(st.sampled_from([("fraction", 0.2), ("clients", [0, 2])]))
         content["adversary"] = {"name": draw(st.text()), "scale": draw(positive), who: which}

@@ -532,7 +532,10 @@ REFUSED: dict[str, tuple[small.Changes, str]] = {
     "our cohorts": ({**changes("flower:FedAvg"), "cohort.size": 3}, "cohort.size: strategy 'flower:FedAvg' draws"),
     "poisson cohorts": ({**changes("flower:FedAvg"), "cohort.poisson": 0.5}, "leave cohort.poisson out"),
     "replies": ({**changes("flower:FedAvg"), "cohort.min_replies": 4}, "min_replies = 4: a cohort .* has 3 of 5"),
-    "privacy": ({**changes("flower:FedAvg"), **small.PRIVATE}, "declares no private form"),
+    "privacy": (
+        {**changes("flower:FedAvg"), **small.PRIVATE},
+        "has no private form for privacy.example: what a Flower",
+    ),
     "momentum": ({**changes("flower:QFedAvg"), "train.momentum": 0.9}, "plain sgd"),
     "our combiner": (changes("flower:FedAvg", combine={"name": "median"}), "is taken as it is"),
     "as a combiner": ({"strategy": {"name": "fedavg", "combine": {"name": "flower:Krum"}}}, "no combiner that stands"),

@@ -27,6 +27,8 @@ def check(corpus: Corpus) -> None:
         _fail(corpus, f"has x of {corpus.x.dtype} and y of {corpus.y.dtype}; next-token needs two uint8 [N, L]")
     if corpus.groups is not None and corpus.groups.dtype.kind not in "iuU":
         _fail(corpus, f"has groups of type {corpus.groups.dtype}; give integers or texts")
+    if corpus.groups is None and corpus.group_name:
+        _fail(corpus, f"names its groups {corpus.group_name!r} but has none; give groups, one per row")
     if corpus.own_test is not None and corpus.own_test.dtype != np.bool_:
         _fail(corpus, f"has own_test of type {corpus.own_test.dtype}; give booleans")
     if corpus.clients is not None:

@@ -24,10 +24,12 @@ class Corpus:
             [N, F]) or, for next-token tasks, uint8 windows [N, L].
         y: [N] int64 classes, or [N, L] uint8 targets.
         classes: names of the classes; for next-token tasks the 256 byte values.
-        preprocessing: what was done to raw values, enough to do it again to new ones.
+        preprocessing: what was done to raw values, enough to do it again to new ones; under "fitted_on_rows" whether
+            numbers for it were taken from the rows, which privacy does not cover.
         clients: [N] natural client of every row as index into `client_names`, where the set has one.
         client_names: names of natural clients.
         groups: [N] the person (or other unit) a row belongs to; rows of a group stay in one part.
+        group_name: what a group is called, such as "patient_id"; "group" where it is not said.
         own_test: [N] bool, rows of the test set that the corpus itself defines.
     """
 
@@ -40,6 +42,7 @@ class Corpus:
     clients: np.ndarray | None = None
     client_names: Sequence[str] = ()
     groups: np.ndarray | None = None
+    group_name: str = ""
     own_test: np.ndarray | None = None
 
     def __len__(self) -> int:

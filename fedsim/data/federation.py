@@ -31,6 +31,9 @@ class Federation:
         train_ends, validation_ends: [K] where a client's train and validation parts end.
         central: the rows of the two central sets.
         names: of the clients.
+        groups: [N] number of the person (or other unit) that a row belongs to, alike at all clients; None where rows
+            have none.
+        group_name: what a group is called; empty where there is none.
         task, classes, preprocessing: from the corpus.
     """
 
@@ -45,6 +48,8 @@ class Federation:
     task: Task
     classes: Sequence[str]
     preprocessing: Mapping[str, Any]
+    groups: np.ndarray | None = None
+    group_name: str = ""
 
     @property
     def clients(self) -> int:
@@ -71,6 +76,23 @@ class Federation:
         }[part]
         return Rows(self.x[start:stop], self.y[start:stop])
 
+    def units(self, client: int) -> np.ndarray:
+        """[n] the group of each of a client's train rows, counted from 0; every row is its own where there is none."""
+        start, stop = self.offsets[client], self.train_ends[client]
+        if self.groups is None:
+            return np.arange(stop - start)
+        return np.unique(self.groups[start:stop], return_inverse=True)[1]
+
+    def train_units(self) -> np.ndarray:
+        """[K] number of different groups among every client's train rows; of rows where there are no groups."""
+        if self.groups is None:
+            return self.train_rows
+        places = np.arange(len(self.groups))
+        owner = np.searchsorted(self.offsets, places, side="right") - 1
+        train = places < self.train_ends[owner]
+        pairs = np.unique(np.stack([owner[train], self.groups[train]]), axis=1)
+        return np.bincount(pairs[0], minlength=self.clients)
+
     def pooled(self) -> "Federation":
         """Everybody's train rows with one more client, the last; the others keep what they measure models on."""
         train = np.zeros(len(self.x), dtype=bool)
@@ -83,6 +105,7 @@ class Federation:
             self,
             x=self.x[order],
             y=self.y[order],
+            groups=self.groups[order] if self.groups is not None else None,
             offsets=offsets,
             train_ends=np.append(offsets[:-2], len(self.x)),
             validation_ends=np.append(offsets[:-2] + validation, len(self.x)),
@@ -94,7 +117,8 @@ class Federation:
         """SHA-256 over all rows and where they lie; two runs with the same digest saw the same data."""
         total = hashlib.sha256()
         central = [array for part in ("validation", "test") for array in self.central[part]]
-        for array in (self.offsets, self.train_ends, self.validation_ends, self.x, self.y, *central):
+        groups = [self.groups] if self.groups is not None else []
+        for array in (self.offsets, self.train_ends, self.validation_ends, self.x, self.y, *central, *groups):
             total.update(f"{array.dtype}{array.shape}".encode())
             total.update(np.ascontiguousarray(array).data)
         return total.hexdigest()
@@ -130,4 +154,6 @@ def federate(
         task=corpus.task,
         classes=tuple(corpus.classes),
         preprocessing=corpus.preprocessing,
+        groups=np.unique(corpus.groups, return_inverse=True)[1][order] if corpus.groups is not None else None,
+        group_name=corpus.group_name or "group" if corpus.groups is not None else "",
     )

@@ -1,7 +1,13 @@
-"""Epsilon of Poisson-sampled Gaussian steps, and the noise that reaches a wanted epsilon.
+"""Epsilon of Gaussian releases, and the noise that reaches a wanted epsilon.
 
-Two accountants, both Opacus': "rdp" (Mironov, Talwar, Zhang 2019, with the conversion of Balle et al. 2020)
-and "prv" (Gopi, Lee, Wutschitz 2021), which is tighter and slower. Relation: zero-out, one row more or less.
+Four accountants, each an upper bound:
+    rdp    Renyi DP (`renyi`): every relation and sampling, in no time, not tight.
+    prv    Opacus' privacy loss random variables (Gopi, Lee, Wutschitz 2021): relation zero-out, Poisson; tight.
+    pld    dp-accounting's privacy loss distributions (Doroshenko et al. 2022): both relations, Poisson; tight.
+    exact  the closed form of the Gaussian (`gaussian`): without sampling only.
+
+Relations: zero-out takes one unit's contribution away, at a distance of C; replace puts another in its place, at up
+to 2C. At rate 1 a release under replace is therefore one under zero-out with half the noise.
 """
 
 import math
@@ -13,60 +19,118 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fedsim.errors import PrivacyError
+from fedsim.privacy import renyi
+from fedsim.privacy.gaussian import gaussian_epsilon
+from fedsim.privacy.renyi import Release
 
-Accountant = Literal["rdp", "prv"]
+Accountant = Literal["rdp", "prv", "pld", "exact"]
+Relation = renyi.Relation
+Sampling = renyi.Sampling
 
-ORDERS = (*range(2, 33), *range(34, 64, 3), 64, 80, 96, 128, 192, 256, 512, 1024)
-"""Renyi orders that are always tried; tenths around the best one follow. Past 1024 binomials overflow."""
-
-_TENTHS_UP_TO = 10
 _PRV_UP_TO = 25.0
 _PRV_POINTS = 4_000_000
 _PRV_EPSILON_ERROR = 0.01
-_NOISE = (0.01, 1e6)
+_PLD_TAIL = 1e-15  # mass that dp-accounting gives up when it composes
+_PLD_ROUNDING = 2e-16  # of delta for each release, twice what its Fourier transforms were seen to lose
+_PLD_STEPS = 1_000_000
+_PLD_MESH = (1e-3, 1e-2)  # the coarsest for one release, and for any number
+_PLD_POINTS = (300_000, 2_000_000)  # of one release, and of all together
+_FACTOR = (0.01, 1e6)
 _PRECISION = 1e-4
 
 
-class Steps(NamedTuple):
-    """A number of private steps at one sampling rate."""
+class Charge(NamedTuple):
+    """Gaussian releases of one kind, one after another.
 
+    Attributes:
+        noise: z >= 0, standard deviation of the noise over the largest norm C of one unit's contribution.
+        rate: q in [0, 1], probability with which a unit enters a release; sampling "fixed": the cohort's share m/K.
+        steps: T >= 0 releases.
+        relation: "zero-out" or "replace".
+        sampling: "poisson" or "fixed".
+    """
+
+    noise: float
     rate: float
     steps: int
+    relation: Relation = "zero-out"
+    sampling: Sampling = "poisson"
 
 
-def epsilon(noise_multiplier: float, rate: float, steps: int, delta: float, accountant: Accountant) -> float:
-    """Epsilon at `delta` of `steps` private steps.
+def refusal(accountant: Accountant, rate: float, relation: Relation, sampling: Sampling) -> str | None:
+    """Why this accountant cannot do such releases, and which can; None where it can."""
+    if rate in (0, 1):
+        return None
+    if sampling == "fixed" and relation == "zero-out":
+        return (
+            "amplification of a fixed-size cohort holds only under relation replace; Poisson cohorts are cheaper: "
+            "cohort.poisson = q"
+        )
+    if sampling == "fixed" and accountant != "rdp":
+        return f"accountant {accountant} cannot do a fixed-size cohort at rate {rate:.4g}; take rdp"
+    if accountant == "exact":
+        nearest = "prv or pld" if relation == "zero-out" else "pld"
+        return f"accountant exact holds only without sampling, and the rate is {rate:.4g}; take {nearest}, or rdp"
+    if accountant == "prv" and relation == "replace":
+        return "accountant prv knows only relation zero-out; take pld, or rdp"
+    return None
 
-    "prv" gives the smaller of both bounds, and RDP's alone where PRV would take longer than seconds: above
-    epsilon 25, or on a grid of more than 4 million points.
+
+def epsilon(charge: Charge, delta: float, accountant: Accountant) -> float:
+    """Epsilon at `delta` of one charge.
+
+    "prv" and "pld" give the smaller of their own bound and RDP's, and RDP's alone where their own would take
+    longer than seconds: PRV above epsilon 25 or on a grid of more than 4 million points, PLD over more than a
+    million steps or on a grid coarser than 0.01. So does PLD where rounding is a tenth of delta (2e-15 a step).
 
     Args:
-        noise_multiplier: z >= 0, standard deviation of the noise over the clip norm.
-        rate: q in [0, 1] with which a row enters a step's batch.
-        steps: T >= 0.
+        charge: the releases.
         delta: in (0, 1).
-        accountant: "rdp" or "prv".
+        accountant: one that does not refuse them.
 
     Returns:
         At least 0; infinite without noise, or where no order converges.
+
+    Raises:
+        PrivacyError: the accountant cannot do such releases, or "pld" lacks its package.
     """
-    if steps == 0 or rate == 0:
+    return composed((charge,), delta, accountant)
+
+
+def composed(charges: Sequence[Charge], delta: float, accountant: Accountant) -> float:
+    """Epsilon at `delta` of all charges together, on one unit; otherwise as `epsilon`.
+
+    Raises:
+        PrivacyError: relations differ among the charges.
+    """
+    _refuse(charges, accountant)
+    relations = sorted({charge.relation for charge in charges})
+    if len(relations) > 1:
+        raise PrivacyError(f"relations {' and '.join(relations)} do not compose; account all releases under one")
+    kinds: dict[Release, int] = {}
+    for charge in charges:
+        if charge.steps and charge.rate:
+            kinds[_release(charge)] = kinds.get(_release(charge), 0) + charge.steps
+    if not kinds:
         return 0.0
-    if noise_multiplier == 0:
+    if any(kind.noise == 0 for kind in kinds):
         return math.inf
-    by_rdp = _rdp_epsilon(noise_multiplier, rate, steps, delta)
-    return by_rdp if accountant == "rdp" else min(by_rdp, _prv_epsilon(noise_multiplier, rate, steps, delta))
+    return _bound(tuple(kinds.items()), delta, accountant)
 
 
-def epsilons(noise_multiplier: float, charges: Sequence[Steps], delta: float, accountant: Accountant) -> np.ndarray:
-    """`epsilon` of many charges [N], to the bit; under "rdp" all step counts of a rate in one expression."""
-    if accountant == "prv" or noise_multiplier == 0:
-        return np.array([epsilon(noise_multiplier, *charge, delta, accountant) for charge in charges])
-    rates, steps = np.array([charge.rate for charge in charges]), np.array([charge.steps for charge in charges])
+def epsilons(charges: Sequence[Charge], delta: float, accountant: Accountant) -> np.ndarray:
+    """[N] `epsilon` of each charge, to the bit; under "rdp" all step counts of a release in one expression."""
+    if accountant != "rdp":
+        return np.array([epsilon(charge, delta, accountant) for charge in charges])
+    _refuse(charges, accountant)
     found = np.zeros(len(charges))
-    for rate in set(rates.tolist()) - {0.0}:
-        places = np.flatnonzero((rates == rate) & (steps > 0))
-        found[places] = _rdp_epsilons(noise_multiplier, rate, steps[places], delta)
+    places: dict[Release, list[int]] = {}
+    for place, charge in enumerate(charges):
+        if charge.steps and charge.rate:
+            places.setdefault(_release(charge), []).append(place)
+    for release, of_release in places.items():
+        steps = np.array([[charges[place].steps] for place in of_release])
+        found[of_release] = renyi.epsilons([release], steps, delta) if release.noise else math.inf
     return found
 
 
@@ -78,55 +142,69 @@ def rounded_up(value: float, places: int = 2) -> str:
     return nearest if math.isfinite(value) else "infinite"
 
 
-def largest(
-    noise_multiplier: float, charges: Iterable[Steps], delta: float, accountant: Accountant
-) -> tuple[float, Steps | None]:
+def largest(charges: Iterable[Charge], delta: float, accountant: Accountant) -> tuple[float, Charge | None]:
     """The largest epsilon among several charges, and whose it is; (0.0, None) of none.
 
-    RDP bounds both accountants from above, so charges are tried by falling RDP epsilon until it is no
-    longer above the largest found: PRV is computed for a few of them only.
+    RDP bounds all accountants from above, so charges are tried by falling RDP epsilon until it is no longer
+    above the largest found: a slow accountant computes a few of them only.
     """
-    bounds = [(epsilon(noise_multiplier, *charge, delta, "rdp"), charge) for charge in _undominated(charges)]
+    bounds = [(epsilon(charge, delta, "rdp"), charge) for charge in _undominated(charges)]
     most, whose = 0.0, None
     for bound, charge in sorted(bounds, reverse=True):
         if whose is not None and bound <= most:
             break
-        found = epsilon(noise_multiplier, *charge, delta, accountant)
+        found = epsilon(charge, delta, accountant)
         if whose is None or found > most:
             most, whose = found, charge
     return most, whose
 
 
-def solve_noise(target: float, charges: Iterable[Steps], delta: float, accountant: Accountant) -> float:
-    """The smallest noise multiplier, within 1e-4 of itself, under which no charge exceeds epsilon `target`.
+def solve_noise(target: float, charges: Iterable[Charge], delta: float, accountant: Accountant, key: str) -> float:
+    """The smallest factor on every charge's noise, within 1e-4 of itself, under which none exceeds epsilon `target`.
 
     Bisection for the charge that costs most; every charge is then checked forwards, and whichever still
     exceeds the target is solved for next.
+
+    Args:
+        target: > 0.
+        charges: with their noise at factor 1.
+        delta: in (0, 1).
+        accountant: one that does not refuse them.
+        key: the scenario's, which set the target.
 
     Raises:
         PrivacyError: no noise reaches the target.
     """
     charges = _undominated(charges)
-    worst = largest(1.0, charges, delta, "rdp")[1]
-    noise = _NOISE[0]
+    worst = _costliest(1.0, charges, delta, "rdp")[1]
+    factor = _FACTOR[0]
     while worst is not None:
-        noise = max(noise * (1 + _PRECISION), _bisect(target, worst, delta, accountant))
-        most, worst = largest(noise, charges, delta, accountant)
+        factor = max(factor * (1 + _PRECISION), _bisect(target, worst, delta, accountant, key))
+        most, worst = _costliest(factor, charges, delta, accountant)
         if most <= target:
             break
-    return noise
+    return factor
 
 
-def _bisect(target: float, charge: Steps, delta: float, accountant: Accountant) -> float:
-    def meets(noise: float) -> bool:
-        return epsilon(noise, *charge, delta, accountant) <= target
+def _costliest(
+    factor: float, charges: Sequence[Charge], delta: float, accountant: Accountant
+) -> tuple[float, Charge | None]:
+    """`largest` at a factor on the noise; the charge as it is at factor 1."""
+    scaled = {_scaled(charge, factor): charge for charge in charges}
+    most, whose = largest(scaled, delta, accountant)
+    return most, None if whose is None else scaled[whose]
 
-    low, high = _NOISE[0], 1.0
+
+def _bisect(target: float, charge: Charge, delta: float, accountant: Accountant, key: str) -> float:
+    def meets(factor: float) -> bool:
+        return epsilon(_scaled(charge, factor), delta, accountant) <= target
+
+    low, high = _FACTOR[0], 1.0
     while not meets(high):
         low, high = high, 2 * high
-        if high > _NOISE[1]:
+        if high > _FACTOR[1]:
             raise PrivacyError(
-                f"privacy.example.epsilon = {target:g} at delta {delta:g} is reached by no noise over "
+                f"{key} = {target:g} at delta {delta:g} is reached by no noise over "
                 f"{charge.steps:,} steps at rate {charge.rate:.4g}. Raise epsilon or delta, or take fewer steps."
             )
     while high > low * (1 + _PRECISION):
@@ -135,75 +213,68 @@ def _bisect(target: float, charge: Steps, delta: float, accountant: Accountant) 
     return high
 
 
-def _undominated(charges: Iterable[Steps]) -> list[Steps]:
-    """Charges that no other exceeds in both rate and steps: one of them costs most."""
-    kept: list[Steps] = []
+def _scaled(charge: Charge, factor: float) -> Charge:
+    return charge._replace(noise=factor * charge.noise)
+
+
+def _undominated(charges: Iterable[Charge]) -> list[Charge]:
+    """Charges that no other of their noise, relation and sampling exceeds in both rate and steps.
+
+    One of them costs most.
+    """
+    kept: list[Charge] = []
+    most: dict[tuple[float, str, str], int] = {}
     for charge in sorted(set(charges), reverse=True):
-        if not kept or charge.steps > kept[-1].steps:
+        kind = (charge.noise, charge.relation, charge.sampling)
+        if kind not in most or charge.steps > most[kind]:
             kept.append(charge)
+            most[kind] = charge.steps
     return kept
 
 
-@lru_cache(maxsize=65536)  # neighbouring orders share half of their tenths
-def _rdp(noise_multiplier: float, rate: float, order: float) -> float:
-    """RDP of one step at one order; infinite where Opacus' series does not converge."""
-    from opacus.accountants.analysis.rdp import compute_rdp
-
-    try:
-        value = float(compute_rdp(q=rate, noise_multiplier=noise_multiplier, steps=1, orders=float(order)))
-    except (ValueError, OverflowError):
-        return math.inf
-    return value if value >= 0 else math.inf
+def _refuse(charges: Sequence[Charge], accountant: Accountant) -> None:
+    for charge in charges:
+        reason = refusal(accountant, charge.rate, charge.relation, charge.sampling)
+        if reason is not None:
+            raise PrivacyError(reason)
 
 
-@lru_cache(maxsize=65536)
-def _rdp_epsilon(noise_multiplier: float, rate: float, steps: int, delta: float) -> float:
-    return float(_rdp_epsilons(noise_multiplier, rate, np.array([steps]), delta)[0])
+def _release(charge: Charge) -> Release:
+    """One of the charge's releases; at rate 1 neither relation nor sampling is left of it."""
+    if charge.rate < 1:
+        return Release(charge.noise, charge.rate, charge.relation, charge.sampling)
+    return Release(charge.noise / 2 if charge.relation == "replace" else charge.noise, 1.0, "zero-out", "poisson")
 
 
-def _rdp_epsilons(noise_multiplier: float, rate: float, steps: np.ndarray, delta: float) -> np.ndarray:
-    """[N] the least epsilon over ORDERS and, where these are far apart for their size, tenths around the best."""
-    by_order = _by_order(noise_multiplier, rate, ORDERS, steps, delta)
-    found, best = by_order.min(axis=1), np.array(ORDERS)[by_order.argmin(axis=1)]
-    for order in set(best[best <= _TENTHS_UP_TO].tolist()):
-        tenths = tuple(order + tenth / 10 for tenth in range(-9, 10) if tenth)
-        near = best == order
-        between = _by_order(noise_multiplier, rate, tenths, steps[near], delta).min(axis=1)
-        found[near] = np.minimum(found[near], between)
-    clipped: np.ndarray = np.maximum(found, 0.0)
-    return clipped
+History = tuple[tuple[Release, int], ...]
+"""Kinds of releases and the number of each."""
 
 
-def _by_order(
-    noise_multiplier: float, rate: float, orders: tuple[float, ...], steps: np.ndarray, delta: float
-) -> np.ndarray:
-    """[N, orders] epsilon at each order: Balle et al. 2020, theorem 21; infinite where RDP is."""
-    alpha = np.array(orders, dtype=float)
-    conversion = np.log1p(-1 / alpha) - (math.log(delta) + np.log(alpha)) / (alpha - 1)
-    by_order: np.ndarray = steps[:, None] * _curve(noise_multiplier, rate, orders) + conversion
-    return by_order
+def _bound(history: History, delta: float, accountant: Accountant) -> float:
+    if accountant == "exact":
+        return gaussian_epsilon(_distance(history), delta)
+    by_rdp = _rdp_epsilon(history, delta)
+    if accountant == "rdp":
+        return by_rdp
+    return min(by_rdp, _prv_epsilon(history, delta) if accountant == "prv" else _pld_epsilon(history, delta))
 
 
 @lru_cache(maxsize=65536)
-def _curve(noise_multiplier: float, rate: float, orders: tuple[float, ...]) -> np.ndarray:
-    """RDP of one step at each order, computed once for each rate."""
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        curve: np.ndarray = np.array([_rdp(noise_multiplier, rate, order) for order in orders])
-    return curve
+def _rdp_epsilon(history: History, delta: float) -> float:
+    return float(renyi.epsilons([kind for kind, _ in history], np.array([[steps for _, steps in history]]), delta)[0])
 
 
 @lru_cache(maxsize=4096)
-def _prv_epsilon(noise_multiplier: float, rate: float, steps: int, delta: float) -> float:
+def _prv_epsilon(history: History, delta: float) -> float:
     """PRV's upper bound, or infinity where it would take too long or cannot be computed."""
     from opacus.accountants import PRVAccountant
 
-    if _rdp_epsilon(noise_multiplier, rate, steps, delta) > _PRV_UP_TO:
+    if _rdp_epsilon(history, delta) > _PRV_UP_TO:
         return math.inf
-    if _prv_points(noise_multiplier, rate, steps, delta) > _PRV_POINTS:
+    if _prv_points(history, delta) * len(history) > _PRV_POINTS:
         return math.inf
     accountant = PRVAccountant()
-    accountant.history = [(noise_multiplier, rate, steps)]
+    accountant.history = [(kind.noise, kind.rate, steps) for kind, steps in history]
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -213,10 +284,70 @@ def _prv_epsilon(noise_multiplier: float, rate: float, steps: int, delta: float)
     return found if found >= 0 else math.inf
 
 
-def _prv_points(noise_multiplier: float, rate: float, steps: int, delta: float) -> float:
+def _prv_points(history: History, delta: float) -> float:
     """Size of PRV's grid: Gopi et al., remark 5.6, as Opacus chooses it."""
-    error = delta / 1000
+    error, steps = delta / 1000, sum(steps for _, steps in history)
     mesh = _PRV_EPSILON_ERROR / math.sqrt(steps * math.log(12 / error) / 2)
-    all_steps = _rdp_epsilon(noise_multiplier, rate, steps, error / 4)
-    one_step = _rdp_epsilon(noise_multiplier, rate, 1, error / (8 * steps))
-    return 2 * (max(all_steps, one_step) + 3) / mesh
+    together = _rdp_epsilon(history, error / 4)
+    alone = max(_rdp_epsilon(((kind, 1),), error / (8 * steps)) for kind, _ in history)
+    return 2 * (max(together, alone) + 3) / mesh
+
+
+@lru_cache(maxsize=4096)
+def _pld_epsilon(history: History, delta: float) -> float:
+    """PLD's upper bound, or infinity where it would take too long, drown in rounding or cannot be computed."""
+    try:
+        from dp_accounting import NeighboringRelation
+        from dp_accounting.pld import privacy_loss_distribution as pld
+    except ImportError:
+        raise PrivacyError("accountant pld needs dp-accounting: pip install 'fedsim[pld]'") from None
+    history = _merged(history)
+    steps = sum(steps for _, steps in history)
+    rounding, mesh = _PLD_ROUNDING * (steps + 100), _pld_mesh(history)
+    if steps > _PLD_STEPS or rounding > delta / 10 or not mesh <= _PLD_MESH[1]:
+        return math.inf
+    relations = {"zero-out": NeighboringRelation.ADD_OR_REMOVE_ONE, "replace": NeighboringRelation.REPLACE_ONE}
+    together = pld.identity(value_discretization_interval=mesh)
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for kind, number in history:
+                one = pld.from_gaussian_mechanism(
+                    kind.noise,
+                    value_discretization_interval=mesh,
+                    sampling_prob=kind.rate,
+                    neighboring_relation=relations[kind.relation],
+                )
+                together = together.compose(one.self_compose(number, _PLD_TAIL), _PLD_TAIL)
+            found = float(together.get_epsilon_for_delta(delta - rounding))
+    except (ValueError, RuntimeError, OverflowError):
+        return math.inf
+    return found if found >= 0 else math.inf
+
+
+def _merged(history: History) -> History:
+    """The history with all releases without sampling as one."""
+    unsampled = [(kind, steps) for kind, steps in history if kind.rate == 1]
+    if not unsampled:
+        return history
+    one = Release(1 / _distance(unsampled), 1.0, "zero-out", "poisson")
+    return ((one, 1), *((kind, steps) for kind, steps in history if kind.rate < 1))
+
+
+def _distance(unsampled: Iterable[tuple[Release, int]]) -> float:
+    """mu of Gaussian releases without sampling, together."""
+    return math.hypot(*(math.sqrt(steps) / kind.noise for kind, steps in unsampled))
+
+
+def _pld_mesh(history: History) -> float:
+    """Distance of the losses that PLD tells apart.
+
+    With losses that together spread by S, connecting dots errs by about steps mesh^2 / S, so 0.01 sqrt(S / steps)
+    errs by about 1e-4. Coarser where the grids would have too many points, which stays an upper bound.
+    """
+    widths = [(21 + 1 / kind.noise) / kind.noise * (2 if kind.relation == "replace" else 1) for kind, _ in history]
+    together = 3 * _rdp_epsilon(history, _PLD_TAIL) * len(history)
+    steps = sum(steps for _, steps in history)
+    spread = math.hypot(*(math.sqrt(number) * kind.rate / kind.noise for kind, number in history))
+    wanted = min(_PLD_MESH[0], 0.01 * math.sqrt(min(1.0, spread) / steps))
+    return max(wanted, sum(widths) / _PLD_POINTS[0], together / _PLD_POINTS[1])

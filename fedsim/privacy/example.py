@@ -1,16 +1,16 @@
 """The private gradient: per-example gradients by Opacus, clipped, summed and noised.
 
 Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1. Opacus' hooks leave every
-parameter's gradient for each row in `grad_sample`; everything after that happens here, on flat vectors in
-the plain model's layout, so that a private client's update has the same coordinates as any other.
+parameter's gradient for each row behind (`hooks.py`, `rows.py`); everything after that happens here, on flat vectors
+in the plain model's layout, so that a private client's update has the same coordinates as any other.
 """
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
 import torch
-from opacus.grad_sample import GradSampleHooks
 from opacus.layers import DPLSTM
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
@@ -20,12 +20,13 @@ from torch.utils.hooks import RemovableHandle
 
 from fedsim import seeds
 from fedsim.errors import ClientError, ModelError
-from fedsim.parameters import FlatModule
-from fedsim.privacy.hooks import clear, quiet
+from fedsim.parameters import FlatModule, Slot
+from fedsim.privacy.hooks import Gradients, clear, quiet, row_gradients, set_hooks
+from fedsim.privacy.rows import RowGradients
 from fedsim.privacy.trial import try_rows
 
 
-def private_module(plain: nn.Module, name: str) -> FlatModule:
+def private_module(plain: nn.Module, name: str, gradients: Gradients = "hooks") -> FlatModule:
     """A twin of a model that yields per-example gradients, on flat vectors in the model's own layout.
 
     `nn.LSTM` becomes Opacus' `DPLSTM` with the same weights by name; the rest is a copy. The twin's first
@@ -34,6 +35,8 @@ def private_module(plain: nn.Module, name: str) -> FlatModule:
     Args:
         plain: the model; it is not changed.
         name: of the model, for messages.
+        gradients: "hooks" keeps each row's gradient, "ghost" of large dense layers and embeddings only its factors:
+            the same numbers to rounding, in less memory.
 
     Raises:
         ModelError: a layer mixes the rows of a batch or has no per-example gradient; or, in the first
@@ -42,7 +45,7 @@ def private_module(plain: nn.Module, name: str) -> FlatModule:
     _refuse_layers(plain, name)
     twin = _with_private_lstms(plain).train()
     _refuse_unknown_layers(twin, name)
-    GradSampleHooks(twin, loss_reduction="sum")
+    set_hooks(twin, gradients)
     by_name = dict(twin.named_parameters())
     trainable = [key for key, parameter in plain.named_parameters() if parameter.requires_grad]
     flat = FlatModule(twin, {key: by_name[key] for key in trainable})
@@ -50,38 +53,47 @@ def private_module(plain: nn.Module, name: str) -> FlatModule:
     return flat
 
 
-def clipped_gradient_sum(flat: FlatModule, losses: Tensor, max_grad_norm: float) -> Tensor:
-    """Sum over rows of g_i min(1, C / |g_i|), the norm over all parameters together.
+def clipped_gradient_sum(
+    flat: FlatModule,
+    losses: Tensor,
+    max_grad_norm: float,
+    *,
+    owners: Tensor | None = None,
+    per_layer: bool = False,
+) -> Tensor:
+    """Sum over units of g_i min(1, C / |g_i|): a unit is a row, or rows whose mean gradient is g_i.
 
-    Norms are accumulated in float64; a clipped gradient's norm, measured again in float64, is at most
-    C (1 + 2^-23).
+    Norms are accumulated in float64; a clipped gradient's norm, measured again in float64, is at most C (1 + 2^-23).
 
     Args:
         flat: from `private_module`; its `gradient` is overwritten.
         losses: [B] loss of each row, B >= 1, from one forward pass of `flat.module`.
         max_grad_norm: C > 0.
+        owners: [B] the unit of each row, from 0 to U - 1, each with a row at least; None where rows are units.
+        per_layer: clip each parameter's part of g_i to C / sqrt(P), P the number of parameters, instead of the whole:
+            McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models", ICLR 2018,
+            section 2.2. Together the parts are within C, so the noise is the same.
 
     Returns:
         [D] in the plain model's layout.
 
     Raises:
-        ClientError: a row's loss or gradient is not finite.
+        ClientError: a row's loss or a unit's gradient is not finite.
     """
     try:
-        _refuse_infinite(losses.detach(), "loss")
+        _refuse_infinite(losses.detach(), "loss", "rows")
         flat.gradient.zero_()
         with quiet():
             torch.autograd.backward(losses.sum())
-        parameters = dict(flat.module.named_parameters())
-        samples = {slot: parameters[slot.name].grad_sample for slot in flat.layout.parameters}  # type: ignore[attr-defined]
-        used = {slot: sample.flatten(1) for slot, sample in samples.items() if sample is not None}
-        squares = [torch.linalg.vector_norm(s, dim=1, dtype=torch.float64).square() for s in used.values()]
-        norms = torch.stack(squares).sum(0).sqrt()
-        _refuse_infinite(norms, "gradient")
-        factors = _rounded_down((max_grad_norm / norms).clamp(max=1), flat.vector.dtype)
+        used = _of_units(flat, owners)
+        squares = torch.stack([gradients.squares() for gradients in used.values()])  # [parameters, U]
+        _refuse_infinite(squares.sum(0), "gradient", "rows" if owners is None else "units")
+        bound = max_grad_norm / math.sqrt(len(flat.layout.parameters)) if per_layer else max_grad_norm
+        norms = (squares if per_layer else squares.sum(0, keepdim=True)).sqrt()
+        factors = _rounded_down((bound / norms).clamp(max=1), flat.vector.dtype).expand_as(squares)
         total = torch.zeros_like(flat.vector)
-        for slot, sample in used.items():
-            total[slot.start : slot.stop] = factors @ sample
+        for (slot, gradients), each in zip(used.items(), factors, strict=True):
+            total[slot.start : slot.stop] = gradients.weighted(each)
         return total
     finally:
         forget(flat)
@@ -113,6 +125,14 @@ def forget(flat: FlatModule) -> None:
     clear(flat.module)
 
 
+def _of_units(flat: FlatModule, owners: Tensor | None) -> dict[Slot, RowGradients]:
+    """The gradients of every parameter that was used, for each row, or as means for each unit."""
+    parameters = dict(flat.module.named_parameters())
+    found = {slot: row_gradients(parameters[slot.name]) for slot in flat.layout.parameters}
+    used = {slot: gradients for slot, gradients in found.items() if gradients is not None}
+    return used if owners is None else {slot: gradients.means(owners) for slot, gradients in used.items()}
+
+
 _REPLACEMENTS: dict[type[nn.Module], str] = {
     _BatchNorm: 'Use GroupNorm, or set model.norm = "group".',
     _InstanceNorm: "Set track_running_stats=False.",
@@ -137,6 +157,9 @@ def _refuse_layers(plain: nn.Module, name: str) -> None:
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
             # It rescales the rows of its weight that a batch uses, in the forward pass and without noise.
             raise _refusal(name, label, layer, "Leave max_norm unset.")
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.scale_grad_by_freq:
+            # It divides a gradient by how often the whole batch has that token.
+            raise _refusal(name, label, layer, "Leave scale_grad_by_freq unset.")
 
 
 def _refuse_unknown_layers(twin: nn.Module, name: str) -> None:
@@ -198,7 +221,7 @@ def _rounded_down(factors: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(rounded.double() > factors, below, rounded)
 
 
-def _refuse_infinite(values: Tensor, what: str) -> None:
+def _refuse_infinite(values: Tensor, what: str, of: str) -> None:
     bad = int((~torch.isfinite(values)).sum())
     if bad:
-        raise ClientError(f"the {what} of {bad} of {len(values)} rows is not finite. Lower train.learning_rate.")
+        raise ClientError(f"the {what} of {bad} of {len(values)} {of} is not finite. Lower train.learning_rate.")

@@ -1,27 +1,30 @@
-"""What each client has spent: participations counted, epsilon composed over all rounds, and what it covers.
+"""What has been spent: charges counted, epsilon composed over all rounds.
 
-A client is charged when it is selected, whether or not it answers. A client's charges are all alike (same
-rate, noise and steps in every participation), so its whole ledger is the number of participations.
+A client is charged when it is selected, whether or not it answers; where chance hides who is, every round charges every
+client. A client's charges are all alike (same rate, noise and steps), so its ledger is how often it was charged.
 """
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from fedsim.errors import PrivacyError
-from fedsim.privacy.accountant import Accountant, Steps, epsilons, largest, rounded_up
+from fedsim.privacy.accountant import Charge, epsilons, largest
 from fedsim.privacy.plan import Plan
+from fedsim.records import LedgerRow
+
+EVERYBODY = -1
+"""In the place of a client's number: all clients, which were charged alike."""
 
 
 class Spent(NamedTuple):
-    """Epsilon at `delta` over the clients that took part; all 0 and no client where nobody did.
+    """Epsilon at `delta` over the clients that were charged; all 0 and no client where nobody was.
 
     Attributes:
         client: whose epsilon is the largest; the lowest number among equals.
-        participations: the most that any client has.
-        clients: how many took part.
+        participations: the most that any client was charged for.
+        clients: how many were charged.
     """
 
     delta: float
@@ -33,61 +36,62 @@ class Spent(NamedTuple):
     clients: int
 
 
-class Row(NamedTuple):
-    """One client's line in the record; its epsilon is None where it is left for the end of the run."""
-
-    client: int
-    participations: int
-    epsilon: float | None
-
-
 class Ledger:
-    """Counts participations and refuses those that the plan does not cover.
+    """Counts charges and refuses those that the plan does not cover.
 
     Attributes:
         plan: the promise.
-        participations: [K] charged so far.
+        participations: [K] how often each client was charged so far.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, identity: Callable[[int], str]) -> None:
+        """Before anything was charged.
+
+        Args:
+            plan: the promise.
+            identity: of a client's data, by its number, and of everybody's by `EVERYBODY`; runs that have it in common
+                spend on the same people.
+        """
         self.plan = plan
+        self._identity = identity
         self.participations = np.zeros(len(plan.rates), dtype=np.int64)
 
     @property
     def exhausted(self) -> bool:
-        """Whether no client with rows may take part any more."""
-        return bool((self.participations >= self.plan.max_participations)[self.plan.steps > 0].all())
+        """Whether no client may take part any more."""
+        return bool((self.participations >= self.plan.most)[self.plan.steps > 0].all())
 
     def charge(self, clients: Sequence[int]) -> None:
-        """Charge one participation to each client of a cohort; call before the round runs.
+        """Charge a round with this cohort; call before the round runs.
 
         Raises:
-            PrivacyError: a client would exceed `max_participations`; nobody is charged then.
+            PrivacyError: a client would exceed what the plan covers; nobody is charged then.
         """
         self.participations = self.after(clients).participations
 
     def after(self, clients: Sequence[int]) -> "Ledger":
-        """The ledger as it would be with this cohort charged; raises as `charge` does."""
+        """The ledger as it would be with a round of this cohort charged; raises as `charge` does."""
+        clients = range(len(self.plan.rates)) if self.plan.by_round else clients
         counts = self.participations + np.bincount(np.asarray(clients, dtype=np.int64), minlength=len(self.plan.rates))
-        beyond = np.flatnonzero(counts > self.plan.max_participations)
+        beyond = np.flatnonzero(counts > self.plan.most)
         if len(beyond):
             raise PrivacyError(
-                f"client {beyond[0]} has spent its privacy budget of {self.plan.max_participations} participations. "
-                "Leave it out of the cohort, or plan for more privacy.example.max_participations."
+                f"client {beyond[0]} has spent its privacy budget of {self.plan.most} participations. "
+                f"Leave it out of the cohort, or plan for more privacy.{self.plan.level}.max_participations."
             )
-        charged = Ledger(self.plan)
+        charged = Ledger(self.plan, self._identity)
         charged.participations = counts
         return charged
 
     def largest(self) -> float:
         """The largest epsilon over clients so far; cheap enough for every round."""
-        plan = self.plan
-        return largest(plan.noise_multiplier, self._charges(self._took_part())[0], plan.delta, plan.accountant)[0]
+        charges = self._charges(self._charged())[0]
+        return largest(charges, self.plan.delta, self.plan.accountant)[0]
 
     def spent(self, delta: float | None = None) -> Spent:
         """Largest, median and smallest epsilon, at the plan's delta or another (an audit's)."""
         delta = self.plan.delta if delta is None else delta
-        clients = self._took_part()
+        clients = self._charged()
         if not len(clients):
             return Spent(delta, 0.0, 0.0, 0.0, None, 0, 0)
         epsilons = self._epsilons(clients, delta)
@@ -101,70 +105,67 @@ class Ledger:
             clients=len(clients),
         )
 
-    def rows(self, cohort: Sequence[int] | None = None) -> list[Row]:
-        """Every client that took part, by number; or those of a cohort alone, cheap enough for every round.
+    def rows(self, cohort: Sequence[int] | None = None) -> list[LedgerRow]:
+        """Every client that was charged, by number; or those of a cohort alone, cheap enough for every round.
 
-        PRV takes up to a second for each distinct charge, so a cohort's rows have no epsilon under it.
+        Where every round charges everybody alike that is one row, `EVERYBODY`'s. PRV and PLD take up to a second for
+        each distinct charge, so a cohort's rows have no epsilon under them.
         """
-        clients = self._took_part()
+        clients = self._charged()
+        if self.plan.by_round and len(clients):
+            return [self._row(EVERYBODY, int(clients[0]), self.largest())]
         if cohort is not None:
             clients = clients[np.isin(clients, cohort)]
-        later = cohort is not None and self.plan.accountant == "prv"
+        later = cohort is not None and self.plan.accountant in ("prv", "pld")
         spent = [None] * len(clients) if later else self._epsilons(clients, self.plan.delta).tolist()
-        return [Row(*row) for row in zip(clients.tolist(), self.participations[clients].tolist(), spent, strict=True)]
+        return [self._row(client, client, epsilon) for client, epsilon in zip(clients.tolist(), spent, strict=True)]
 
-    def state(self) -> dict[str, np.ndarray]:
-        """What a checkpoint keeps."""
-        return {"participations": self.participations.copy()}
+    def _row(self, who: int, client: int, epsilon: float | None) -> LedgerRow:
+        """The line of a client, or of everybody, of whom `client` is one."""
+        kinds, index = self.plan.kinds
+        one, times = kinds[index[client]], int(self.participations[client])
+        return LedgerRow(
+            client=who,
+            participations=times,
+            epsilon=epsilon,
+            identity=self._identity(who),
+            level=self.plan.level,
+            relation=one.relation,
+            sampling=one.sampling,
+            noise=one.noise,
+            rate=one.rate,
+            steps=one.steps * times,
+        )
 
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continue from a checkpoint's `state()`.
+    def restore(self, participations: np.ndarray, rounds: int) -> None:
+        """Go on as after `rounds` rounds, in which clients [K] took part so often.
 
         Raises:
             PrivacyError: it belongs to another number of clients, or exceeds the plan.
         """
-        counts = np.array(state["participations"], dtype=np.int64)
-        if counts.shape != self.participations.shape or counts.min() < 0 or counts.max() > self.plan.max_participations:
+        counts = np.array(participations, dtype=np.int64)
+        if self.plan.by_round and counts.shape == self.participations.shape:
+            counts = np.full_like(counts, rounds)
+        if counts.shape != self.participations.shape or counts.min() < 0 or counts.max() > self.plan.most:
             raise PrivacyError(
                 f"the checkpoint's ledger has {len(counts)} clients with up to {counts.max()} participations, the plan "
-                f"{len(self.participations)} with up to {self.plan.max_participations}. Resume with the same scenario."
+                f"{len(self.participations)} with up to {self.plan.most}. Resume with the same scenario."
             )
         self.participations = counts
 
-    def _took_part(self) -> np.ndarray:
+    def _charged(self) -> np.ndarray:
         return np.flatnonzero(self.participations)
 
-    def _charges(self, clients: np.ndarray) -> tuple[list[Steps], np.ndarray]:
+    def _charges(self, clients: np.ndarray) -> tuple[list[Charge], np.ndarray]:
         """The distinct charges of these clients, and each client's index into them."""
         one_participation, kinds = self.plan.kinds
-        base = self.plan.max_participations + 1
+        base = self.plan.most + 1
         codes, index = np.unique(kinds[clients] * base + self.participations[clients], return_inverse=True)
         pairs = [(one_participation[code // base], code % base) for code in codes.tolist()]
-        return [Steps(one.rate, one.steps * count) for one, count in pairs], index
+        return [one._replace(steps=one.steps * count) for one, count in pairs], index
 
     def _epsilons(self, clients: np.ndarray, delta: float) -> np.ndarray:
         """Epsilon of each of these clients; one computation per distinct charge."""
         charges, index = self._charges(clients)
-        of_clients: np.ndarray = epsilons(self.plan.noise_multiplier, charges, delta, self.plan.accountant)[index]
+        of_clients: np.ndarray = epsilons(charges, delta, self.plan.accountant)[index]
         return of_clients
-
-
-_ACCOUNTANTS: dict[Accountant, str] = {"rdp": "Renyi DP", "prv": "privacy loss random variables"}
-
-
-def statement(plan: Plan, spent: Spent) -> list[str]:
-    """What the printed epsilon means, in lines of at most 80 columns for summary and report."""
-    unit = "row" if plan.window is None else f"window of {plan.window} tokens"
-    most, median, smallest = (rounded_up(value) for value in (spent.largest, spent.median, spent.smallest))
-    lines = [
-        f"epsilon {most} at delta {spent.delta:g} (largest client; median {median}, smallest {smallest})",
-        f"protects one {unit}, not one person; relation: zero-out (add or remove it, the count public)",
-        f"mechanism: Poisson-sampled Gaussian, noise {plan.noise_multiplier:.4g}, clip {plan.max_grad_norm:g}",
-        f"adversary: the server and all it tells; accountant: {_ACCOUNTANTS[plan.accountant]}",
-        "covers every upload and the model after every round, and nothing else: no losses, no counts",
-        f"composed over all rounds; participations of a client: {spent.participations} at most so far, "
-        f"{plan.max_participations} enforced",
-        "epsilon of the mechanism; not a guarantee about this file, since the seed gives away noise and batches",
-        "run.db and this summary are for the curator: they hold more than epsilon covers",
-    ]
-    return [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent="  ")]

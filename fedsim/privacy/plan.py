@@ -1,62 +1,97 @@
-"""What a run promises at example level, fixed before anything trains.
+"""What a run promises, fixed before anything trains: at which level, by which mechanism, with how much noise.
 
-The scenario asks for an epsilon (or a noise) and a clip norm; the plan gives every client its sampling rate
-and steps, all clients one noise multiplier, and the number of participations for which that noise was
-solved and beyond which nobody is sampled. All follows from declared rows, never from data.
+The scenario asks for an epsilon (or a noise) and a clip norm at one of three levels. The plan says what each client is
+charged when it takes part (or in every round, where chance hides who does), solves one noise multiplier for all, and
+limits how often a client may take part. All follows from declared numbers, never from data.
+
+    example  a client's own rows, against the server    noise in every local step
+    client   a client, against whoever sees the model   noise on the cohort's clipped sum
+    local    a client's rows, against the server        noise on each client's clipped upload
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
-from fedsim.cohorts import CohortRule, participation_limit
-from fedsim.errors import PrivacyError
-from fedsim.privacy.accountant import Accountant, Steps, largest, solve_noise
-from fedsim.privacy.batches import expected_batch, sampling_rate, steps_of
+from fedsim.privacy.accountant import Accountant, Charge, Relation, Sampling, largest
 
-_LEAST_DELTA, _MOST_NOISE = 1e-300, 1e100  # the accountants divide by a thousandth of delta and square the noise
-_MOST_STEPS = 10**15  # as floats, in which epsilon is computed, all up to 9e15 are whole
+Level = Literal["example", "client", "local"]
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleMechanism:
+    """Poisson batches of units, their gradients clipped, summed, noised (Abadi et al. 2016, algorithm 1).
+
+    Attributes:
+        divisors: [K] q_k n_k, the mean number of units in a batch.
+        unit: what is protected, for people: "row", "window of 81 tokens", or the name of what groups rows.
+        grouped: whether a unit is a group of rows; its gradient is then their mean.
+        clipping: "flat" bounds a unit's gradient as one vector, "per-layer" each parameter at C / sqrt(layers).
+        gradients: "hooks" keeps every row's gradient, "ghost" of large dense layers and embeddings only its factors.
+    """
+
+    divisors: np.ndarray
+    unit: str = "row"
+    grouped: bool = False
+    clipping: Literal["flat", "per-layer"] = "flat"
+    gradients: Literal["hooks", "ghost"] = "hooks"
+
+    share = 1.0  # of the noise multiplier that a release has, at a sensitivity of C
 
 
 @dataclass(frozen=True)
-class ExamplePrivacy:
-    """The scenario's `[privacy.example]`: set exactly one of `epsilon` and `noise_multiplier`.
+class AdaptiveClip:
+    """The clip norm follows a quantile of the updates' norms (Andrew et al. 2021).
 
     Attributes:
-        delta: one for all clients, below 1 / n of every client.
-        max_grad_norm: C, to which each row's gradient is clipped.
-        epsilon: what no client's epsilon exceeds at `max_participations`.
-        noise_multiplier: z, standard deviation of the noise over C.
-        max_participations: rounds a client may take part in; by default as many as at most 1 % of clients
-            would exceed under the cohort rule.
-        accountant: "rdp" or "prv".
+        quantile: gamma, the share of clients whose updates are to stay unclipped.
+        rate: eta: C <- C exp(-eta (b - gamma)), b the noised share of clients that stayed below C.
+        bit_noise: sigma_b, standard deviation of the noise on the sum of bits.
+        update_noise: z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2), the multiplier on the sum of updates: both releases
+            together cost what one with z does.
     """
 
-    delta: float
-    max_grad_norm: float = 1.0
-    epsilon: float | None = None
-    noise_multiplier: float | None = None
-    max_participations: int | None = None
-    accountant: Accountant = "rdp"
+    quantile: float
+    rate: float
+    bit_noise: float
+    update_noise: float
 
-    def __post_init__(self) -> None:
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            given = "neither" if self.epsilon is None else "both"
-            raise PrivacyError(f"privacy.example: set exactly one of epsilon and noise_multiplier; {given} given")
-        for key in ("epsilon", "noise_multiplier", "max_grad_norm", "max_participations"):
-            value = getattr(self, key)
-            if value is not None and not 0 < value < float("inf"):
-                raise PrivacyError(f"privacy.example.{key} = {value} should be above 0 and finite")
-        if not _LEAST_DELTA <= self.delta < 1:
-            raise PrivacyError(f"privacy.example.delta = {self.delta} should lie between 1e-300 and 1, below 1 / rows")
-        if self.noise_multiplier is not None and not 1 / _MOST_NOISE <= self.noise_multiplier <= _MOST_NOISE:
-            raise PrivacyError(
-                f"privacy.example.noise_multiplier = {self.noise_multiplier} should lie between {1 / _MOST_NOISE:g} "
-                f"and {_MOST_NOISE:g}; 1 is usual"
-            )
-        if self.accountant not in ("rdp", "prv"):
-            raise PrivacyError(f"privacy.example.accountant = {self.accountant!r} should be rdp or prv")
+
+@dataclass(frozen=True)
+class ClientMechanism:
+    """Uploads clipped, summed, noised once, divided by the cohort's planned size.
+
+    Attributes:
+        size: q K, the mean size of a cohort among all registered clients; the divisor, whoever answers.
+        adaptive: how the clip norm follows the updates; None where it stays.
+        tree: rounds of a tree of DP-FTRL (Kairouz et al. 2021), in which a client takes part at most once, and the
+            fewest rounds between two of its participations; None for noise that is fresh every round.
+    """
+
+    size: float
+    adaptive: AdaptiveClip | None = None
+    tree: int | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the noise multiplier: a leaf of a tree of n rounds lies in ceil(log2(n + 1)) sums."""
+        return 1.0 if self.tree is None else 1 / math.sqrt(depth(self.tree))
+
+
+@dataclass(frozen=True)
+class LocalMechanism:
+    """Each client's upload clipped and noised before it leaves.
+
+    Any two data sets of a client are to be alike, so its relation is "replace": uploads differ by up to 2 C.
+    """
+
+    share = 1.0
+
+
+Mechanism = ExampleMechanism | ClientMechanism | LocalMechanism
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,131 +99,75 @@ class Plan:
     """A run's promise.
 
     Attributes:
-        noise_multiplier: z of every client and step.
-        max_grad_norm: C.
+        level: whom it protects from whom.
+        mechanism: what does.
+        noise_multiplier: z, standard deviation of the noise over the clip norm.
+        clip: C, of a unit's gradient or a client's upload; of an adaptive clip the first.
         delta: of every epsilon that is printed.
         accountant: that computes them.
-        max_participations: enforced by sampler and ledger.
-        rates: [K] q_k of every client's Poisson batches; 0 for a client without train rows.
-        steps: [K] private steps of one participation; 0 likewise.
-        divisors: [K] q_k n_k.
-        window: tokens in a row of a next-token task, else None.
+        relation: between data sets that cannot be told apart.
+        sampling: how units come into a release.
+        max_participations: of a client, enforced by sampler and ledger; None where every round charges everybody.
+        rounds: of the run.
+        rates: [K] q_k of every client's releases; 0 for a client that spends nothing.
+        steps: [K] releases of one participation, or of one round; 0 likewise.
         warnings: lines for the user; empty when all is well.
     """
 
+    level: Level
+    mechanism: Mechanism
     noise_multiplier: float
-    max_grad_norm: float
+    clip: float
     delta: float
     accountant: Accountant
-    max_participations: int
+    relation: Relation
+    sampling: Sampling
+    max_participations: int | None
+    rounds: int
     rates: np.ndarray
     steps: np.ndarray
-    divisors: np.ndarray
-    window: int | None
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def by_round(self) -> bool:
+        """Whether a round charges every client, because chance hides who takes part."""
+        return self.max_participations is None
+
+    @property
+    def adaptive(self) -> AdaptiveClip | None:
+        """How the clip follows updates; None where it stays."""
+        return self.mechanism.adaptive if isinstance(self.mechanism, ClientMechanism) else None
+
+    @property
+    def separation(self) -> int:
+        """Rounds between two participations of a client, at least: 1 where nothing asks for more."""
+        tree = self.mechanism.tree if isinstance(self.mechanism, ClientMechanism) else None
+        return tree or 1
+
+    @property
+    def most(self) -> int:
+        """The most times that a client can be charged."""
+        return self.rounds if self.max_participations is None else self.max_participations
 
     @cached_property
-    def kinds(self) -> tuple[list[Steps], np.ndarray]:
+    def kinds(self) -> tuple[list[Charge], np.ndarray]:
         """The distinct charges of one participation, and [K] each client's index into them."""
         pairs, index = np.unique(np.stack([self.rates, self.steps], axis=1), axis=0, return_inverse=True)
-        return [Steps(float(rate), int(steps)) for rate, steps in pairs], index.ravel()
+        noise = self.noise_multiplier * self.mechanism.share
+        charges = [Charge(noise, rate, int(steps), self.relation, self.sampling) for rate, steps in pairs.tolist()]
+        return charges, index.ravel()
 
     @cached_property
     def epsilon(self) -> float:
-        """The largest epsilon over clients after `max_participations`."""
-        charges = [Steps(one.rate, one.steps * self.max_participations) for one in self.kinds[0]]
-        return largest(self.noise_multiplier, charges, self.delta, self.accountant)[0]
+        """The largest epsilon over clients at the end of the run, for the unluckiest that is allowed."""
+        return self.epsilon_after(self.most)
+
+    def epsilon_after(self, times: int, delta: float | None = None) -> float:
+        """The largest epsilon over clients that were charged this many times."""
+        charges = [one._replace(steps=one.steps * times) for one in self.kinds[0]]
+        return largest(charges, self.delta if delta is None else delta, self.accountant)[0]
 
 
-def plan(
-    request: ExamplePrivacy,
-    train_rows: np.ndarray,
-    batch_size: int,
-    epochs: int,
-    rule: CohortRule,
-    rounds: int,
-    *,
-    steps: int | None = None,
-    window: int | None = None,
-) -> Plan:
-    """Turn what a scenario asks into a plan.
-
-    Args:
-        request: `[privacy.example]`.
-        train_rows: [K] declared train rows of every client; one without any is never sampled and spends nothing.
-        batch_size: B, the mean Poisson batch where a client has at least as many rows.
-        epochs: passes over a client's rows in one participation.
-        rule: the cohort rule.
-        rounds: of the run.
-        steps: of one participation of a client with rows, instead of `epochs`.
-        window: tokens in a row, where a row is a window of a next-token task.
-
-    Raises:
-        PrivacyError: no client has train rows, delta is not below 1 / n for some client, or no noise reaches
-            epsilon.
-    """
-    able = int((train_rows > 0).sum())
-    if not able:
-        raise PrivacyError("privacy.example: no client has a train row, so there is nothing to protect or to train on")
-    _refuse_delta(request.delta, train_rows)
-    limit = request.max_participations or participation_limit(rule, len(train_rows), rounds, able=able)
-    sizes, kinds = np.unique(train_rows, return_inverse=True)
-    rates = np.array([sampling_rate(int(n), batch_size) for n in sizes])[kinds]
-    taken = np.array([(steps if n else 0) or steps_of(int(n), batch_size, epochs) for n in sizes])[kinds]
-    _refuse_steps(int(taken.max()) * limit)
-    noise = request.noise_multiplier
-    if noise is None:
-        assert request.epsilon is not None
-        charges = {Steps(*charge) for charge in zip(rates.tolist(), (taken * limit).tolist(), strict=True)}
-        noise = solve_noise(request.epsilon, charges, request.delta, request.accountant)
-    return Plan(
-        noise_multiplier=noise,
-        max_grad_norm=request.max_grad_norm,
-        delta=request.delta,
-        accountant=request.accountant,
-        max_participations=limit,
-        rates=rates,
-        steps=taken,
-        divisors=np.array([expected_batch(int(n), batch_size) for n in sizes])[kinds],
-        window=window,
-        warnings=(*_delta_warning(request.delta, train_rows), *_batch_warning(batch_size, train_rows)),
-    )
-
-
-def _refuse_delta(delta: float, rows: np.ndarray) -> None:
-    client = int(rows.argmax())
-    most = int(rows[client])
-    if delta >= 1 / most:
-        raise PrivacyError(
-            f"privacy.example.delta = {delta:g} is not below 1/{most}: client {client} has {most} train rows, and "
-            f"such a delta would allow one of them to be published. Set it to {1 / (10 * most):.1g} or less."
-        )
-
-
-def _refuse_steps(most: int) -> None:
-    if most > _MOST_STEPS:
-        raise PrivacyError(
-            f"privacy.example: a client would take {most:,} private steps in all, more than {_MOST_STEPS:,}; take "
-            "fewer rounds, train.epochs or train.steps"
-        )
-
-
-def _delta_warning(delta: float, rows: np.ndarray) -> list[str]:
-    most = int(rows.max())
-    if delta <= 1 / (10 * most):
-        return []
-    above = int((delta * 10 * rows > 1).sum())
-    return [
-        f"privacy.example.delta = {delta:g} is above 1 / (10 rows) for {above} of {len(rows)} clients; "
-        f"{1 / (10 * most):.1g} would suit all"
-    ]
-
-
-def _batch_warning(batch_size: int, rows: np.ndarray) -> list[str]:
-    fewer = int(((rows > 0) & (rows < batch_size)).sum())
-    if not fewer:
-        return []
-    return [
-        f"{fewer} of {len(rows)} clients have fewer train rows than train.batch_size = {batch_size}; they train on "
-        "all rows in every step, without amplification by sampling"
-    ]
+def depth(leaves: int) -> int:
+    """Sums of a binary tree in which a leaf lies, itself included: ceil(log2(n + 1))."""
+    return leaves.bit_length()

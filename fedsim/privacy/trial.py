@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fedsim import seeds
 from fedsim.errors import ModelError
-from fedsim.privacy.hooks import clear, quiet
+from fedsim.privacy.hooks import clear, quiet, row_gradients
+from fedsim.privacy.rows import RowGradients
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -78,15 +79,25 @@ def _differentiate(module: nn.Module, rows: list[Tensor], name: str) -> None:
 
 
 def _samples(module: nn.Module, rows: int) -> Tensor | None:
-    """[rows, D] what Opacus found, zeros where a parameter was not used; None where it found other rows."""
+    """[rows, D] what the hooks found, zeros where a parameter was not used; None where it is not these rows'."""
     found = []
     for parameter in module.parameters():
         if parameter.requires_grad:
-            sample: Tensor | None = parameter.grad_sample  # type: ignore[attr-defined]
-            if sample is not None and len(sample) != rows:
+            gradients = row_gradients(parameter)
+            if gradients is None:
+                found.append(parameter.new_zeros(rows, parameter.numel()))
+            elif (each := _each(gradients, parameter)) is not None and len(each) == rows:
+                found.append(each)
+            else:
                 return None
-            found.append(parameter.new_zeros(rows, parameter.numel()) if sample is None else sample.flatten(1))
     return torch.cat(found, dim=1)
+
+
+def _each(gradients: RowGradients, parameter: nn.Parameter) -> Tensor | None:
+    """[rows, d] each row's gradient as a clipped sum takes it; None where clipping is told of other norms."""
+    each = torch.stack([gradients.weighted(row) for row in torch.eye(len(gradients), dtype=parameter.dtype)])
+    norms = torch.linalg.vector_norm(each, dim=1, dtype=torch.float64)
+    return each if _same(norms, gradients.squares().sqrt()) else None
 
 
 def _refuse_wrong(module: nn.Module, name: str) -> None:
@@ -100,10 +111,11 @@ def _refuse_wrong(module: nn.Module, name: str) -> None:
 
 
 def _is_autograds(parameter: nn.Parameter) -> bool:
-    whole, sample = parameter.grad, parameter.grad_sample  # type: ignore[attr-defined]
-    if whole is None or sample is None:
+    whole, gradients = parameter.grad, row_gradients(parameter)
+    if whole is None or gradients is None:
         return whole is None or not bool(whole.any())
-    return len(sample) == 1 and _same(whole[None], sample)
+    each = _each(gradients, parameter)
+    return each is not None and _same(whole.flatten()[None], each)
 
 
 def _same(expected: Tensor, found: Tensor) -> bool:

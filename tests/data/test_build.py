@@ -87,6 +87,7 @@ def test_small_natural_clients_are_left_out_and_counted(corpus: Corpus, caplog: 
         ({"clients": np.zeros(1797), "client_names": ("a",)}, "clients of type float64"),
         ({"groups": np.zeros((1797, 2), dtype=int)}, r"groups of shape \(1797, 2\)"),
         ({"groups": np.zeros(1797)}, "groups of type float64"),
+        ({"group_name": "person"}, "names its groups 'person' but has none"),
         ({"own_test": np.zeros(1797, dtype=int)}, "own_test of type int64"),
         ({"task": "next-token"}, "next-token needs two uint8"),
     ],
@@ -99,3 +100,49 @@ def test_an_unsound_corpus_is_refused(corpus: Corpus, changes: dict[str, Any], m
 def test_all_rows_in_the_own_test_set_leave_none_for_clients(corpus: Corpus) -> None:
     with pytest.raises(ScenarioError, match="none of the 1797 rows is left"):
         build(replace(corpus, own_test=np.ones(1797, dtype=bool)), 1, DIRICHLET)
+
+
+def grouped(corpus: Corpus, name: str = "") -> Federation:
+    """Digits by 100 writers, each row's number in its first pixel."""
+    x = corpus.x.copy()
+    x[:, 0, 0, 0] = np.arange(len(corpus))
+    writers = np.array([f"writer {row * row % 100}" for row in range(len(corpus))])
+    return build(replace(corpus, x=x, groups=writers, group_name=name), 1, DIRICHLET)
+
+
+def test_groups_follow_their_rows(corpus: Corpus) -> None:
+    """Two rows have the same number where they have the same writer, at all clients."""
+    federation = grouped(corpus)
+    assert federation.groups is not None
+    writers = federation.x[:, 0, 0, 0].astype(int) ** 2 % 100
+    pairs = set(zip(federation.groups.tolist(), writers.tolist(), strict=True))
+    assert len(pairs) == len(set(federation.groups.tolist())) == len(set(writers.tolist()))
+    pooled = federation.pooled()
+    assert pooled.groups is not None
+    assert pairs == set(
+        zip(pooled.groups.tolist(), (pooled.x[:, 0, 0, 0].astype(int) ** 2 % 100).tolist(), strict=True)
+    )
+
+
+def test_units_are_the_groups_of_a_clients_train_rows(corpus: Corpus) -> None:
+    for federation in (grouped(corpus), grouped(corpus).pooled()):
+        for client, count in enumerate(federation.train_units().tolist()):
+            writers = federation.rows(client, "train").x[:, 0, 0, 0].astype(int) ** 2 % 100
+            assert count == len(set(writers.tolist()))
+            pairs = set(zip(federation.units(client).tolist(), writers.tolist(), strict=True))
+            assert sorted(unit for unit, _ in pairs) == list(range(count))
+
+
+def test_without_groups_every_row_is_a_unit(corpus: Corpus) -> None:
+    federation = build(corpus, 1, DIRICHLET)
+    assert (federation.groups, federation.group_name) == (None, "")
+    assert np.array_equal(federation.train_units(), federation.train_rows)
+    assert federation.units(0).tolist() == list(range(federation.train_rows[0]))
+
+
+def test_groups_have_a_name_and_are_part_of_the_digest(corpus: Corpus) -> None:
+    assert (grouped(corpus).group_name, grouped(corpus, "writer").group_name) == ("group", "writer")
+    federation = grouped(corpus)
+    assert federation.groups is not None
+    assert federation.digest != replace(federation, groups=federation.groups // 2).digest
+    assert federation.digest != replace(federation, groups=None).digest

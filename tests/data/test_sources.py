@@ -234,6 +234,7 @@ def test_npz_of_classes_clients_and_groups(tmp_path: Path) -> None:
     assert (corpus.classes, corpus.y.tolist()) == (("ant", "bee", "cat"), [2, 0, 2, 1])
     assert corpus.clients is not None
     assert (corpus.client_names, corpus.clients.tolist()) == (("a", "b"), [1, 0, 1, 1])
+    assert load("npz", scenario=tmp_path, path="own.npz", group="pet").group_name == "pet"
 
 
 def test_npz_of_bytes_is_text(tmp_path: Path) -> None:
@@ -334,7 +335,7 @@ def test_csv_as_a_spreadsheet_writes_it(tmp_path: Path) -> None:
     assert corpus.clients is not None
     assert (corpus.client_names, corpus.clients.tolist()) == (("ann", "bob"), [0, 1, 0])
     assert corpus.groups is not None
-    assert corpus.groups.tolist() == ["ann", "bob", "ann"]
+    assert (corpus.group_name, corpus.groups.tolist()) == ("who", ["ann", "bob", "ann"])
 
 
 def test_csv_classes_sort_as_numbers_where_they_are(tmp_path: Path) -> None:

@@ -14,8 +14,12 @@ from torch.func import functional_call, grad, vmap
 
 from fedsim import seeds
 from fedsim.data.corpus import Task
+from fedsim.local import Received, Work
 from fedsim.model import make_model
+from fedsim.privacy.hooks import row_gradients
+from fedsim.privacy.rows import Whole
 from fedsim.problem import evaluate, problem_for
+from tests import small
 
 CASES: list[tuple[str, tuple[int, ...], Task, dict[str, Any]]] = [
     ("mlp", (1, 8, 8), "classification", {}),
@@ -55,6 +59,43 @@ def _rows(name: str, shape: tuple[int, ...], task: Task) -> tuple[Tensor, Tensor
 def _gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     named = dict(module.named_parameters())
     return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+TEXT: small.Changes = {
+    "data": {"name": "python-source", "max_bytes": 6000, "window": 21, "partition": {"kind": "iid", "clients": 5}}
+}
+FAMILIES: dict[str, small.Changes] = {
+    "mlp": {"model": {"name": "mlp", "hidden": [16]}},
+    "cnn": {"model": {"name": "cnn", "preset": "small", "norm": "group"}},
+    "lstm": {**TEXT, "model": {"name": "lstm", "width": 12}},
+    "transformer": {**TEXT, "model": {"name": "transformer", "width": 16}},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_the_steps_that_it_is_charged_for(family: str) -> None:
+    """A client's round under clip and noise: finite, and the same to rounding however norms are found."""
+    noise = {"noise_multiplier": 0.5, "delta": 1e-3, "max_grad_norm": 0.5}
+    updates = []
+    for gradients in ("hooks", "ghost"):
+        work = Work(small.job({**FAMILIES[family], "privacy.example": {**noise, "gradients": gradients}}))
+        done = work.train(1, 1, Received(work.initial, {}), None)
+        assert work.job.privacy is not None
+        assert done.steps == work.job.privacy.steps[1] > 0
+        assert bool(torch.isfinite(done.vector).all())
+        updates.append(done.vector)
+    assert updates[0].norm() > 0
+    assert (updates[0] - updates[1]).norm() <= 1e-4 * updates[0].norm()
+
+
+@pytest.mark.parametrize("gradients", ["hooks", "ghost"])
+def test_a_scenario_gets_the_gradients_that_it_asks_for(gradients: str) -> None:
+    noise = {"noise_multiplier": 0.5, "delta": 1e-3, "max_grad_norm": 0.5}
+    flat = Work(small.job({"privacy.example": {**noise, "gradients": gradients}})).private
+    assert flat is not None
+    torch.autograd.backward(flat.module(torch.ones(2, 1, 8, 8)).sum())
+    whole = [isinstance(row_gradients(parameter), Whole) for parameter in flat.module.parameters()]
+    assert all(whole) == (gradients == "hooks")
 
 
 def test_the_small_cnn_learns_digits_through_clip_and_noise() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,16 +21,19 @@ from fedsim.models.transformer import transformer
 from fedsim.parameters import FlatModule, layout_of
 from fedsim.privacy.batches import poisson_batch
 from fedsim.privacy.example import clipped_gradient_sum, forget, noisy_gradient, private_module
+from fedsim.privacy.hooks import Gradients, row_gradients
+
+GRADIENTS: tuple[Gradients, ...] = ("hooks", "ghost")
 
 
 class TiedTwice(nn.Module):
-    """One layer called twice and one weight in two layers."""
+    """One layer called twice and one weight in two layers, both large enough to be kept as factors otherwise."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Embedding(7, 5)
-        self.twice = nn.Linear(5, 5)
-        self.head = nn.Linear(5, 7, bias=False)
+        self.embed = nn.Embedding(7, 12)
+        self.twice = nn.Linear(12, 12)
+        self.head = nn.Linear(12, 7, bias=False)
         self.head.weight = self.embed.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,6 +90,31 @@ class TimeFirst(nn.Module):
         return logits
 
 
+class Padded(nn.Module):
+    """Windows that end in padding, whose vector is not learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 5, padding_idx=3)
+        self.head = nn.Linear(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.embed(x)).mean(1)
+        return logits
+
+
+class Grid(nn.Module):
+    """A dense layer over places in two dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 24), nn.Linear(24, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(x).tanh().mean((1, 2)))
+        return logits
+
+
 def recurrent(**keys: Any) -> nn.Module:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
@@ -97,6 +127,20 @@ def recurrent(**keys: Any) -> nn.Module:
             return logits
 
     return Recurrent()
+
+
+class Halved(nn.Linear):
+    """A dense layer of another kind."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) / 2
+
+
+def frozen_parts() -> nn.Module:
+    model = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 7))
+    model.get_parameter("0.bias").requires_grad = False
+    model.get_parameter("2.weight").requires_grad = False
+    return model
 
 
 def tokens(rows: int, length: int, vocabulary: int) -> Tensor:
@@ -123,6 +167,10 @@ CASES: dict[str, Case] = {
     "lstm without bias": (lambda: recurrent(bias=False), floats(5, 6, 3)),
     "tied and called twice": (TiedTwice, tokens(5, 6, 7)),
     "parameter of the model itself": (OwnPositions, tokens(5, 6, 7)),
+    "padding": (Padded, tokens(5, 6, 7)),
+    "places in two dimensions": (Grid, floats(5, 3, 2, 8)),
+    "frozen parts": (frozen_parts, floats(5, 3, 8)),
+    "a dense layer's heir": (lambda: nn.Sequential(Halved(8, 24), nn.Tanh(), nn.Linear(24, 7)), floats(5, 8)),
 }
 
 
@@ -157,13 +205,16 @@ def clipped(gradients: Tensor, bound: float) -> Tensor:
     return gradients * (bound / norms).clamp(max=1)
 
 
-def test_the_clipped_sum_is_that_of_one_example_autograd(case: tuple[nn.Module, Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("gradients", GRADIENTS)
+def test_the_clipped_sum_is_that_of_one_example_autograd(
+    case: tuple[nn.Module, Tensor, Tensor], gradients: Gradients
+) -> None:
     """With a bound that clips about half the rows; twice, since nothing may stay from the first step."""
     model, inputs, targets = case
     each = one_by_one(model, inputs, targets)
     bound = float(each.norm(dim=1).median())
     expected = clipped(each, bound).sum(0)
-    flat = private_module(model, "case")
+    flat = private_module(model, "case", gradients)
     for _ in range(2):
         found = clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), bound)
         assert (found - expected).norm() <= 1e-9 * expected.norm()
@@ -192,24 +243,94 @@ def test_weights_move_between_lstm_and_twin_by_name() -> None:
     torch.testing.assert_close(flat.module(inputs), plain.module(inputs), rtol=1e-9, atol=1e-11)
 
 
-def test_one_row_more_or_less_moves_the_sum_by_at_most_the_bound(case: tuple[nn.Module, Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("gradients", GRADIENTS)
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_one_row_more_or_less_moves_the_sum_by_at_most_the_bound(
+    case: tuple[nn.Module, Tensor, Tensor], gradients: Gradients, per_layer: bool
+) -> None:
     """The sensitivity on neighbouring data sets, zero-out."""
     model, inputs, targets = case
-    flat, bound = private_module(model, "case"), 0.01
-    everyone = clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), bound)
+    flat, bound = private_module(model, "case", gradients), 0.01
+
+    def total(rows: Tensor) -> Tensor:
+        losses = losses_of(flat.module(inputs[rows]), targets[rows])
+        return clipped_gradient_sum(flat, losses, bound, per_layer=per_layer)
+
+    everyone = total(torch.arange(len(inputs)))
     for left_out in range(len(inputs)):
-        rest = torch.arange(len(inputs)) != left_out
-        neighbour = clipped_gradient_sum(flat, losses_of(flat.module(inputs[rest]), targets[rest]), bound)
+        neighbour = total(torch.arange(len(inputs))[torch.arange(len(inputs)) != left_out])
         assert (everyone - neighbour).norm() <= bound * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn", "lstm", "lstm pooled"])
+def test_ghost_norms_clip_as_opacus_fast_gradient_clipping_does(name: str) -> None:
+    """Its two backward passes, to within the 1e-6 that it adds to norms, on the models that it takes."""
+    make, inputs = CASES[name]
+    with seeds.scope(2, "model"):
+        model = make().double()
+    targets = torch.randint(0, 7, model(inputs).shape[:-1], generator=torch.Generator().manual_seed(3))
+    bound = float(one_by_one(model, inputs, targets).norm(dim=1).median())
+    fixed = ModuleValidator.fix(model).double()
+    theirs = GradSampleModuleFastGradientClipping(fixed, max_grad_norm=bound, loss_reduction="sum")
+    losses = losses_of(theirs(inputs), targets)
+    torch.autograd.backward(losses.sum(), retain_graph=True)
+    theirs.zero_grad()
+    theirs.disable_hooks()
+    torch.autograd.backward((theirs.get_clipping_coef() * losses).sum())
+    gradients = {key.removeprefix("_module."): parameter.grad for key, parameter in theirs.named_parameters()}
+    expected = torch.cat([gradients[slot.name].flatten() for slot in layout_of(model).parameters])
+    flat = private_module(model, "case", "ghost")
+    found = clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), bound)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "share"),
+    [
+        (lambda: mlp((1, 28, 28), 10, "classification", preset="2nn"), floats(9, 1, 28, 28), 0.02),
+        (lambda: cnn((1, 28, 28), 10, "classification", preset="mcmahan"), floats(9, 1, 28, 28), 0.05),
+        (lambda: transformer((20,), 256, "next-token"), tokens(9, 20, 256), 0.5),
+    ],
+)
+def test_ghost_keeps_few_of_the_numbers_that_hooks_keep(
+    model: Callable[[], nn.Module], inputs: Tensor, share: float
+) -> None:
+    """It is for models whose gradients, kept for each row, would not fit into memory."""
+    kept = []
+    for gradients in GRADIENTS:
+        flat = private_module(model(), "large", gradients)
+        torch.autograd.backward(flat.module(inputs.float() if inputs.is_floating_point() else inputs).sum())
+        each = [row_gradients(parameter) for parameter in flat.module.parameters()]
+        kept.append(sum(part.numel() for one in each for part in vars(one).values() if isinstance(part, Tensor)))
+    assert kept[1] < share * kept[0]
+
+
+@pytest.mark.parametrize("gradients", GRADIENTS)
+def test_each_parameter_may_have_a_clip_of_its_own(
+    case: tuple[nn.Module, Tensor, Tensor], gradients: Gradients
+) -> None:
+    """C / sqrt(P) for each of P parameters, whichever the batch uses: the parts of all rows, clipped one by one."""
+    model, inputs, targets = case
+    each, layout = one_by_one(model, inputs, targets), layout_of(model)
+    bound = float(each.norm(dim=1).median())
+    parts = [
+        clipped(each[:, slot.start : slot.stop], bound / len(layout.parameters) ** 0.5) for slot in layout.parameters
+    ]
+    expected = torch.cat(parts, dim=1)
+    assert (expected.norm(dim=1) <= bound * (1 + 1e-9)).all()
+    flat = private_module(model, "case", gradients)
+    found = clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), bound, per_layer=True)
+    assert (found - expected.sum(0)).norm() <= 1e-9 * expected.sum(0).norm()
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_a_float32_clipped_norm_measured_in_float64_keeps_the_bound(scale: float) -> None:
+@pytest.mark.parametrize("gradients", GRADIENTS)
+def test_a_float32_clipped_norm_measured_in_float64_keeps_the_bound(gradients: Gradients, scale: float) -> None:
     """C (1 + 2^-23), on heavy-tailed gradients of a few hundred thousand coordinates."""
     with seeds.scope(4, "model"):
         model = mlp((400,), 10, "classification", hidden=(500,))
     heavy = seeds.numpy_generator(4, "rows").standard_t(2, (6, 400)).astype(np.float32)
-    flat = private_module(model, "mlp")
+    flat = private_module(model, "mlp", gradients)
     for x in torch.from_numpy(heavy * scale):
         logits = flat.module(x[None])
         losses = losses_of(logits, logits.argmin(1))  # the least likely class, so that no softmax saturates
@@ -295,6 +416,7 @@ def test_noise_is_the_named_stream_of_numpy_and_no_32_bit_one(
         (nn.LSTM(4, 4, 2, dropout=0.1), "dropout to 0"),
         (nn.MultiheadAttention(4, 2), "scaled_dot_product_attention"),
         (nn.Embedding(4, 4, max_norm=1.0), "Leave max_norm unset"),
+        (nn.Embedding(4, 4, scale_grad_by_freq=True), "Leave scale_grad_by_freq unset"),
     ],
 )
 def test_a_layer_that_cannot_be_private_is_named(layer: nn.Module, advice: str) -> None:
@@ -302,15 +424,16 @@ def test_a_layer_that_cannot_be_private_is_named(layer: nn.Module, advice: str) 
         private_module(nn.Sequential(nn.Conv2d(1, 4, 3), layer), "mine")
 
 
+@pytest.mark.parametrize("gradients", GRADIENTS)
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [(PositionsOnce(), tokens(6, 6, 7)), (WeightOutside(), tokens(4, 6, 7)), (TimeFirst(), floats(6, 6, 3).float())],
 )
 def test_a_model_whose_per_example_gradients_would_be_silently_wrong_is_refused(
-    model: nn.Module, inputs: Tensor
+    model: nn.Module, inputs: Tensor, gradients: Gradients
 ) -> None:
     """Every time, so that a client that fails first does not let the others pass."""
-    flat = private_module(model, "mine")
+    flat = private_module(model, "mine", gradients)
     for _ in range(2):
         with pytest.raises(ModelError, match="per-example gradients of parameter"):
             flat.module(inputs)
@@ -340,11 +463,12 @@ MIXTURES: list[Callable[[Tensor], Tensor]] = [
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("gradients", GRADIENTS)
 def test_a_model_that_mixes_rows_is_refused_whatever_its_first_batch(
-    mixture: Callable[[Tensor], Tensor], rows: int
+    gradients: Gradients, mixture: Callable[[Tensor], Tensor], rows: int
 ) -> None:
     """One row more would move every row's clipped gradient: the sensitivity would be above C."""
-    flat = private_module(Mixing(mixture), "mine")
+    flat = private_module(Mixing(mixture), "mine", gradients)
     with pytest.raises(ModelError, match="depends on the other rows of its batch"):
         flat.module(floats(1, 4).float().repeat(rows, 1))
 

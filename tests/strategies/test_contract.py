@@ -1,5 +1,6 @@
 """What every algorithm in `strategies/` keeps, whatever its theory: alone, and in every combination that is allowed."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import FrozenInstanceError, replace
 from itertools import product
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim import checkpoints
-from fedsim.algorithm import add_update, local_update
+from fedsim.algorithm import Combined, add_update, local_update
 from fedsim.checkpoints import snapshot_of
 from fedsim.cohorts import CohortRule
 from fedsim.combiners import Fold, mean
@@ -21,6 +22,7 @@ from fedsim.local import Received, Work
 from fedsim.parameters import Weights, from_record
 from fedsim.scenario import Cohort
 from fedsim.strategies.ditto import ditto
+from tests.privacy.test_uploads import check_normal
 from tests.strategies.exchange import CLIENTS, NAMES, Parts, Server, job, of, parted, uploads, work
 
 TRAINING = [name for name in NAMES if name != "constant"]
@@ -145,26 +147,131 @@ def test_some_take_plain_steps_only(name: str, setting: str) -> None:
         _checked(name, {f"train.{setting}": 0.5})
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_privacy_is_refused_unless_argued_for(name: str) -> None:
-    """An algorithm says in `private` why its uploads stay private; one that says so must then run."""
-    changes = {
+LEVELS: Mapping[str, Mapping[str, Any]] = {
+    "example": {
         "privacy.example": {"noise_multiplier": 1.0, "delta": 1e-3, "max_grad_norm": 1.0},
         "model": {"name": "cnn", "preset": "small", "norm": "group"},
-    }
-    if of(name).private:
-        on = Work(_checked(name, changes))
-        assert on.train(trainer(on), 1, received(on), None).steps
+    },
+    "client": {"privacy.client": {"noise_multiplier": 1.0, "delta": 1e-2, "clip": 0.05}},
+    "local": {"privacy.local": {"noise_multiplier": 2.0, "delta": 1e-3, "clip": 0.05}},
+}
+ROBUST = ("bulyan", "centred-clipping", "krum", "median", "multi-krum", "norm-bounding", "rfa", "trimmed-mean")
+EVERYWHERE = {
+    "afl": "each client's own loss, which is neither clipped nor noised",
+    "central": "it is a reference",
+    "constant": "it is a reference",
+    "fednova": "each client's own step_size, which is neither clipped nor noised",
+    "local": "no value of a client ever leaves it",
+    "qfedavg": "each client's own h, which is neither clipped nor noised",
+}
+REFUSED: Mapping[str, Mapping[str, str]] = {
+    "example": dict.fromkeys(
+        ("afl", "central", "constant", "fedbn", "fedsgd", "moon", "qfedavg"), "it declares no private form"
+    ),
+    "client": {**EVERYWHERE, **dict.fromkeys(ROBUST, "by more than the noise hides; it needs a sum")},
+    "local": EVERYWHERE,
+}
+"""Strategies without a private form at a level, and why; all others have one."""
+
+
+def private(name: str, level: str, **keys: Any) -> Work:
+    """Work on a strategy at a level of privacy, all clients counting alike where they must."""
+    table, *_ = LEVELS[level]
+    changes = {**LEVELS[level], table: {**LEVELS[level][table], **keys}}
+    alike = {"strategy.weights": "uniform"} if level != "example" and of(name).weights == "examples" else {}
+    return Work(_checked(name, copy.deepcopy(changes) | (alike if name not in REFUSED[level] else {})))
+
+
+FORMS = [(name, level) for level in LEVELS for name in NAMES]
+
+
+@pytest.mark.parametrize(("name", "level"), [form for form in FORMS if form[0] in REFUSED[form[1]]])
+def test_a_strategy_without_a_private_form_is_refused_with_the_reason(name: str, level: str) -> None:
+    with pytest.raises(ScenarioError, match=f"{name!r} has no private form for privacy.{level}: .*") as refused:
+        private(name, level)
+    assert REFUSED[level][name] in str(refused.value)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if of(name).weights == "examples" and name not in EVERYWHERE])
+@pytest.mark.parametrize("level", ["client", "local"])
+def test_a_weighted_mean_is_refused_where_uploads_are_clipped(name: str, level: str) -> None:
+    """A weight would scale a clip, and it is a number of rows."""
+    with pytest.raises(ScenarioError, match=r"a client's number of rows is not covered.*weights = \"uniform\""):
+        _checked(name, copy.deepcopy(LEVELS[level]))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSED["example"]])
+def test_a_private_form_at_example_level_trains(name: str) -> None:
+    on = private(name, "example")
+    assert on.train(trainer(on), 1, received(on), None).steps
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSED["client"]])
+def test_all_that_leaves_is_clipped_as_one_vector_at_client_level(name: str) -> None:
+    """Update, buffers and extras together, in the direction they had; the state is the same; one bit where asked."""
+    on, free, bits = private(name, "client"), private(name, "client", clip=1e9), private(name, "client", adaptive={})
+    plain, whole, counted = (each.train(trainer(each), 1, received(each), None) for each in (on, free, bits))
+    norm = float(whole.vector.double().norm())
+    assert plain.norm == whole.norm == pytest.approx(norm, rel=1e-5) and norm > 0.05
+    assert float(plain.vector.double().norm()) <= 0.05 * (1 + 2**-23)
+    assert torch.allclose(plain.vector, whole.vector * (0.05 / norm), rtol=1e-5, atol=0)
+    assert plain.state.keys() == whole.state.keys()
+    assert all(torch.equal(plain.state[key], whole.state[key]) for key in plain.state)
+    assert torch.equal(counted.vector, torch.cat([plain.vector, torch.tensor([-0.5])]))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSED["client"]])
+def test_a_neighbour_moves_what_the_server_gets_by_a_clip_at_most(name: str) -> None:
+    """Data sets with and without one client: the noise is the same, whatever it sent is C / (q K) of the rest."""
+    on = private(name, "client")
+    seen: list[Tensor] = []
+
+    def recording(server: Any, combined: Combined) -> Any:
+        seen.append(torch.cat([combined.update, *combined.extra.values()]))
+        return half(server, combined)
+
+    half = on.algorithm.server
+    on.algorithm = replace(on.algorithm, server=recording)
+    with_it, without = Server(on), Server(on)
+    loud = {number: upload * 1e3 for number, upload in uploads(on).items()}
+    with_it.round(loud)
+    without.round({**loud, 3: "error"})
+    moved = torch.cat([seen[0] - seen[1], with_it.strategy.buffers - without.strategy.buffers])
+    assert float(moved.double().norm()) * CLIENTS == pytest.approx(0.05, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSED["local"]])
+def test_all_that_leaves_is_clipped_and_noised_at_local_level(name: str) -> None:
+    """Noise of z C on all that is sent, none on what stays; it is not in the client's own state."""
+    on, silent = private(name, "local"), private(name, "local", noise_multiplier=1e-50)
+    sent, bare = (each.train(trainer(each), 1, received(each), None) for each in (on, silent))
+    assert float(bare.vector.double().norm()) == pytest.approx(0.05, rel=1e-6)
+    leaving = on.leaving if on.leaving is not None else torch.ones(len(sent.vector), dtype=torch.bool)
+    assert not sent.vector[~leaving].any()
+    check_normal((sent.vector.double() - bare.vector.double())[leaving].numpy(), 2.0 * 0.05)
+    assert all(torch.equal(sent.state[key], bare.state[key]) for key in bare.state)
+    again = on.train(trainer(on), 2, received(on), None)
+    assert not torch.equal(again.vector, sent.vector)
+
+
+@pytest.mark.parametrize("level", ["client", "local"])
+@pytest.mark.parametrize("combine", [None, "median"])
+def test_a_robust_combiner_needs_noise_on_every_upload(level: str, combine: str | None) -> None:
+    """What several clients' noised uploads become is their business; one noise on a median would hide nobody."""
+    table = {"name": "scaffold", **({"combine": {"name": combine}} if combine else {})}
+    changes = {**copy.deepcopy(LEVELS[level]), "strategy": table}
+    if level == "client" and combine:
+        with pytest.raises(ScenarioError, match=r"'scaffold\+median' has no private form for privacy.client"):
+            _checked("scaffold", changes)
     else:
-        with pytest.raises(ScenarioError, match="declares no private form"):
-            _checked(name, changes)
+        assert _checked("scaffold", changes).privacy.level == level
 
 
-def test_a_second_private_pass_is_a_failure_not_a_leak() -> None:
-    """Should an algorithm argue wrongly, the platform still stops it: the second pass was not charged."""
-    on = Work(_checked("fedavg", {"privacy.example": {"noise_multiplier": 1.0, "delta": 1e-3, "max_grad_norm": 1.0}}))
+def test_a_pass_that_is_not_charged_is_a_failure_not_a_leak() -> None:
+    """Should an algorithm argue wrongly, the platform still stops it."""
+    on = private("fedavg", "example")
     on.algorithm = ditto()
-    with pytest.raises(ClientError, match="second private pass"):
+    with pytest.raises(ClientError, match=r"private step \d+ of a round that is charged for"):
         on.train(0, 1, received(on), {"model": on.initial.vector.clone()})
 
 

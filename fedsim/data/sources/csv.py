@@ -1,4 +1,4 @@
-"""A user's own table in a CSV file: numbers are standardised, texts one-hot."""
+"""A user's own table in a CSV file: numbers are standardised, or taken as they are, texts one-hot."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,19 +27,23 @@ def csv(
     client: str | None = None,
     group: str | None = None,
     delimiter: str = ",",
+    standardise: bool = True,
 ) -> Corpus:
     """A corpus of a table's rows: UTF-8 with or without a byte order mark, a header line, quoted fields allowed.
 
-    A column whose values are all numbers becomes one float32 feature with mean 0 and standard deviation 1 over
-    all rows; any other becomes one feature per value, 0 or 1. Space around values does not count.
+    A column whose values are all numbers becomes one float32 feature; any other becomes one feature per value, 0 or 1.
+    Space around values does not count.
 
     Args:
         folders: `path` is relative to `folders.scenario`.
         path: of the file.
         label: column with the class; classes are sorted, as numbers where all are.
         client: column with the natural client, no feature.
-        group: column with the person or unit whose rows stay in one part, no feature.
+        group: column with the person or unit whose rows stay in one part, no feature; its name is that of the unit
+            which `privacy.example.unit` protects.
         delimiter: between fields, one character.
+        standardise: whether numbers get mean 0 and standard deviation 1 over all rows, or stay as they are in the file.
+            Under privacy they must stay: else a row of one client would move the rows of all others.
 
     Raises:
         ScenarioError: a key names no column, or one column twice.
@@ -52,7 +56,7 @@ def csv(
             raise ScenarioError(f"data.{key}: {table.path} has no column {column!r}.{nearest(column, table.columns)}")
     if label in (client, group):
         raise ScenarioError(f"data.label: column {label!r} cannot also be the client or group")
-    blocks, features = _features(table, [name for name in table.columns if name not in special.values()])
+    blocks, features = _features(table, [name for name in table.columns if name not in special.values()], standardise)
     classes, y = _distinct(table, label)
     if len(classes) < 2:
         raise DataError(f"{table.path}: column {label!r} is {classes[0]!r} in every row; there is nothing to learn")
@@ -63,10 +67,11 @@ def csv(
         x=np.concatenate(blocks, axis=1),
         y=y,
         classes=classes,
-        preprocessing={"kind": "table", "columns": features},
+        preprocessing={"kind": "table", "fitted_on_rows": standardise, "columns": features},
         clients=clients[1] if clients is not None else None,
         client_names=clients[0] if clients is not None else (),
         groups=np.array(_complete(table, group)) if group is not None else None,
+        group_name=group or "",
     )
 
 
@@ -119,11 +124,11 @@ def _header(path: Path, names: list[str]) -> list[str]:
     return names
 
 
-def _features(table: _Table, names: Sequence[str]) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+def _features(table: _Table, names: Sequence[str], standardise: bool) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
     """[N, columns] of every feature column, and how each was made."""
     if not names:
         raise DataError(f"{table.path}: no column is left for features; the table needs more than its label")
-    made = [_numbers(table, name) if _is_numeric(table, name) else _one_hot(table, name) for name in names]
+    made = [_numbers(table, name, standardise) if _is_numeric(table, name) else _one_hot(table, name) for name in names]
     return [block for block, _ in made], [feature for _, feature in made]
 
 
@@ -140,13 +145,13 @@ def _number(value: str) -> float | None:
         return None
 
 
-def _numbers(table: _Table, name: str) -> tuple[np.ndarray, dict[str, Any]]:
+def _numbers(table: _Table, name: str, standardise: bool) -> tuple[np.ndarray, dict[str, Any]]:
     values = np.array(_complete(table, name), dtype=np.float64)
     finite = np.isfinite(values)
     if not finite.all():
         line = table.lines[int(np.argmin(finite))]
         raise DataError(f"{table.path}, line {line}: column {name!r} is not finite; mend or drop the row")
-    mean, std = float(values.mean()), float(values.std())
+    mean, std = (float(values.mean()), float(values.std())) if standardise else (0.0, 1.0)
     if not math.isfinite(std):
         raise DataError(f"{table.path}: column {name!r} is too large to be standardised; rescale it")
     scale = std if std > 0 else 1.0

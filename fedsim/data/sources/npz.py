@@ -14,7 +14,7 @@ from fedsim.registry import nearest
 _KNOWN = ("x", "y", "clients", "groups", "names")
 
 
-def npz(folders: Folders, *, path: str) -> Corpus:
+def npz(folders: Folders, *, path: str, group: str | None = None) -> Corpus:
     """The corpus in the arrays x, y and, where there are such, clients, groups and names.
 
     * x [N, ...] numbers become float32, y [N] (numbers or texts) classes in sorted order. When both are
@@ -25,6 +25,7 @@ def npz(folders: Folders, *, path: str) -> Corpus:
     Args:
         folders: `path` is relative to `folders.scenario`.
         path: of the file.
+        group: what a group is called, as `privacy.example.unit` names it; "group" if not given.
 
     Raises:
         DataError: no such file, not an .npz, pickled objects in it, or an array missing or of a wrong kind.
@@ -49,6 +50,7 @@ def npz(folders: Folders, *, path: str) -> Corpus:
         clients=clients,
         client_names=names,
         groups=arrays.get("groups"),
+        group_name=group or "",
     )
 
 
