@@ -85,8 +85,8 @@ def _strategies() -> Iterable[Strategy]:
         function = registry.find("fedsim.strategies", name, Path(), "strategies")
         text = inspect.getdoc(inspect.getmodule(function)) or ""
         entry = _entry(name, function, inspect.getmodule(function))
-        forms = _private_forms(function)
-        yield Strategy(name, paper(text), entry.summary, entry.parameters, command(text, name), forms)
+        private = _private_forms(function)
+        yield Strategy(name, paper(text), entry.summary, entry.parameters, command(text, name), private)
 
 
 def _private_forms(function: Callable[..., Any]) -> dict[str, str]:

@@ -45,6 +45,10 @@ class ClientError(FedsimError):
     """One client's failure in one round. An expected event: recorded, not raised to the user."""
 
 
+class NotFiniteError(ClientError):
+    """A client's loss or update is not finite."""
+
+
 class StoppedByPolicy(FedsimError):
     """A run ended by its own rules (every client failed, `on_client_error = "fail"`, divergence)."""
 

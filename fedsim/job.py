@@ -251,6 +251,11 @@ def _attackers(scenario: Scenario, federation: Federation, algorithm: Algorithm)
     assert scenario.adversary is not None
     if algorithm.pooled:
         raise ScenarioError(f"adversary: strategy {algorithm.name!r} has one client with all rows; leave it out")
+    if adversary.collude is not None and scenario.privacy.client is not None:
+        raise PrivacyError(
+            f"adversary.name = {adversary.name!r}: its attackers make their uploads of other clients', before "
+            "noise, so that one client would move many, which privacy.client does not cover; use one without collusion"
+        )
     if adversary.target is not None and not 0 <= adversary.target < len(federation.classes):
         raise ScenarioError(f"adversary.target = {adversary.target}: there are {len(federation.classes)} classes")
     return tuple(attackers(scenario.adversary, scenario.seed, federation.train_rows > 0))

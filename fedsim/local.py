@@ -17,7 +17,7 @@ from fedsim import seeds
 from fedsim.algorithm import Upload, Vectors, initial
 from fedsim.composition import personal_masks
 from fedsim.data.federation import Rows
-from fedsim.errors import ClientError, FedsimError, one_line
+from fedsim.errors import ClientError, FedsimError, NotFiniteError, one_line
 from fedsim.job import Job
 from fedsim.metrics import Statistics
 from fedsim.parameters import FlatModule, Weights, from_record, is_finite
@@ -59,6 +59,14 @@ class Contribution(NamedTuple):
     norm: float
     loss: float
     steps: int
+
+
+class _Done(NamedTuple):
+    """What a client half came to: vector, the client's new state, and scalars, as in `Contribution`."""
+
+    vector: Tensor
+    state: State
+    scalars: dict[str, float]
 
 
 class Work:
@@ -110,6 +118,11 @@ class Work:
         extras = torch.ones(self.layout.size * len(self.algorithm.extra), dtype=torch.bool)
         return torch.cat([~masks.parameters, ~masks.buffers, extras])
 
+    @property
+    def noises_itself(self) -> bool:
+        """Whether each client noises what it sends, by `privacy.local`."""
+        return self.job.privacy is not None and self.job.privacy.level == "local"
+
     def received(self, record: ArrayRecord) -> Weights:
         """The flat vectors of a model as it was sent; decoded once for all clients that got the same record."""
         if self._latest is None or self._latest[0] is not record:
@@ -160,23 +173,37 @@ class Work:
         received = received._replace(weights=self._personalised(received.weights, own))
         start = received.weights.vector
         client = LocalClient(self, number, round, start, received.shared, own, received.weights.buffers, steps)
-        untouched = start._version
         seeds.seed_globals(self.job.scenario.seed, "train", round, number)
+        try:
+            done = self._worked(client, received.weights)
+        except NotFiniteError:
+            if not self.noises_itself:
+                raise
+            done = _Done(torch.zeros(self.contribution_size, dtype=start.dtype), own, {})  # a failure would be seen
+        vector = self._cut(self._sent(number, round, self._noised(number, round, done.vector)))
+        norm = math.sqrt(float(vector @ vector))
+        if not (math.isfinite(norm) or is_finite(vector)):
+            raise ClientError(f"the update is not finite after {client.steps} steps. {client.advice}")
+        vector = self._clipped(vector, received.clip)
+        return Contribution(vector, done.scalars, done.state, norm, client.mean_loss, client.steps)
+
+    def _worked(self, client: LocalClient, received: Weights) -> "_Done":
+        """What the client half makes of what it received."""
+        start = received.vector
+        untouched = start._version
         upload = self.algorithm.client(client)
         if start._version != untouched:  # the next client of the chunk reads the same memory
             raise ClientError("the strategy's client half changed local.received in place; compute a new vector")
         self._check_shapes(upload)
         kept, update = dict(upload.state), upload.update
         buffers = client.buffers if upload.buffers is None else upload.buffers
-        change = self._change(received.weights.buffers, buffers)
+        change = self._change(received.buffers, buffers)
         if (masks := self.personal) is not None:
             kept |= {_PERSONAL: (start + update)[masks.parameters], _PERSONAL_BUFFERS: buffers[masks.buffers]}
-        vector = self._cut(self._sent(number, round, self._noised(number, round, self._packed(upload, change))))
-        norm = math.sqrt(float(vector @ vector))
-        if not (math.isfinite(norm) or is_finite(vector)):
-            raise ClientError(f"the update is not finite after {client.steps} steps. {client.advice}")
-        vector = self._clipped(vector, received.clip)
-        return Contribution(vector, self._scalars(upload), kept, norm, client.mean_loss, client.steps)
+        vector = self._packed(upload, change)
+        if self.noises_itself and not is_finite(vector):
+            raise NotFiniteError("the update is not finite")
+        return _Done(vector, kept, self._scalars(upload))
 
     def own_model(self, number: int, round: int, received: Received, state: State | None) -> Weights:
         """A client's own model, of an algorithm that gives it one.
@@ -229,7 +256,7 @@ class Work:
     def _noised(self, number: int, round: int, vector: Tensor) -> Tensor:
         """A contribution as its client lets go of it: under `privacy.local` clipped and noised by itself."""
         plan = self.job.privacy
-        if plan is None or plan.level != "local":
+        if plan is None or not self.noises_itself:
             return vector
         draws = seeds.numpy_generator(self.job.scenario.seed, "upload noise", round, number)
         noise = gaussian(len(vector), plan.noise_multiplier * plan.clip, self.leaving, draws)

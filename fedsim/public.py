@@ -81,9 +81,15 @@ def _finished(folder: Path) -> dict[str, Any]:
                 f"scenario anew: this fedsim writes schema {SCHEMA_VERSION}"
             )
         writing, summary = being_written(folder), records.summary()
+        failed = [row.client for row in records.failures() if row.phase == "train"]
     if not summary:
         advice = "it is still going on; wait until it has ended" if writing else f"go on with: fedsim resume {folder}"
         raise RunFolderError(f"{folder} has not finished: {advice}")
+    if failed and summary.get("privacy", {}).get("level") in ("example", "local"):
+        raise RunFolderError(
+            f"{folder}: client {failed[0]} failed in a round, which shows in what the server made of it, and epsilon "
+            "does not cover; mend what failed and run it anew"
+        )
     return summary
 
 

@@ -55,6 +55,8 @@ class Account:
         corpus: name of its data.
         dealt: how they came to its clients: "natural", or the digest of the rows as they were dealt.
         level, accountant, delta: of its scenario; None where it promises nothing.
+        unit: what is protected at example level, where it is not a row.
+        seed: of its scenario.
         rows: every charged client's account.
         rounds: epsilon after each round.
         statement: what the run said of it at its end.
@@ -64,6 +66,8 @@ class Account:
     corpus: str
     dealt: str
     level: str | None
+    unit: str | None
+    seed: int | None
     accountant: Accountant | None
     delta: float | None
     rows: Sequence[LedgerRow]
@@ -215,6 +219,8 @@ def account(folder: Path) -> Account:
             corpus=str(environment.get("corpus", "")),
             dealt="natural" if natural else str(environment.get("data_sha256", "")),
             level=level,
+            unit=table.get("unit"),
+            seed=scenario.get("seed"),
             accountant=_accountant(table, rows) if level is not None else None,
             delta=float(table["delta"]) if level is not None else None,
             rows=rows,
@@ -255,11 +261,11 @@ def _figures(delta: float, rows: Sequence[LedgerRow], spent: Sequence[float]) ->
 
 
 def _groups(accounts: Sequence[Account]) -> list[list[Account]]:
-    """Runs that compose: at one level and relation, on one corpus, two at least."""
-    groups: dict[tuple[str, str | None, str], list[Account]] = {}
+    """Runs that compose: of one unit at one level and relation, on one corpus, two at least."""
+    groups: dict[tuple[str, str | None, str | None, str], list[Account]] = {}
     for each in accounts:
         if each.rows and each.composable:
-            groups.setdefault((each.corpus, each.level, each.relation), []).append(each)
+            groups.setdefault((each.corpus, each.level, each.unit, each.relation), []).append(each)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -351,13 +357,32 @@ def _warnings(found: Sequence[Account]) -> list[str]:
     warnings += [f"{one.run.folder}: {_OLD}; it cannot be composed" for one in private if not one.composable]
     for corpus in corpora:
         of_corpus = [one for one in private if one.corpus == corpus and one.composable and one.rows]
-        kinds = sorted({f"{one.level} ({one.relation})" for one in of_corpus})
+        kinds = sorted({_kind(one) for one in of_corpus})
         if len(kinds) > 1:
             warnings.append(
                 f"runs on {corpus} at levels {' and '.join(kinds)} protect something else, or from somebody else: "
                 "their epsilons are never added up"
             )
+        warnings += _same_noise(of_corpus)
     return warnings
+
+
+def _kind(account: Account) -> str:
+    """What is protected, and how: "example (replace, patient_id)"."""
+    return f"{account.level} ({', '.join([account.relation, *([account.unit] if account.unit else [])])})"
+
+
+def _same_noise(accounts: Sequence[Account]) -> list[str]:
+    """Runs whose random numbers are the same: the difference of their models can be all but free of noise."""
+    by_seed: dict[int | None, list[str]] = {}
+    for each in accounts:
+        by_seed.setdefault(each.seed, []).append(each.run.folder)
+    return [
+        f"{' and '.join(folders)} share seed {seed}, and so their noise: what is composed holds of mechanisms that "
+        "draw anew, and of these files nothing"
+        for seed, folders in by_seed.items()
+        if len(folders) > 1
+    ]
 
 
 def spending_lines(spent: Spending) -> list[str]:

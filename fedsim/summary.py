@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.cohorts import expected_size
 from fedsim.evaluation import ATTACK_SUCCESS, headline
 from fedsim.local import Work
 from fedsim.metrics import EvaluatedModel, counted, worst_tenth_by_chance
 from fedsim.model import model_reference
 from fedsim.parameters import Weights, fingerprint
 from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.noise import LOUD, noise_over_clip
 from fedsim.privacy.statement import statement
 from fedsim.privacy.statement import values as privacy_values
 from fedsim.records import ClientRow
@@ -73,7 +75,18 @@ class Ending:
 
 def notes(work: Work) -> tuple[str, ...]:
     """What the user should know before the run."""
-    return work.job.privacy.warnings if work.job.privacy is not None else ()
+    plan, job = work.job.privacy, work.job
+    if plan is None:
+        return ()
+    values = work.layout.size if plan.level == "example" else work.contribution_size
+    noise = noise_over_clip(plan, values, expected_size(job.rule, job.federation.clients))
+    if (loudness := noise.ratio if noise.mean is None else noise.mean) <= LOUD:
+        return plan.warnings
+    text = (
+        f"the noise's norm is {loudness:.3g} times the clip's, and above {LOUD:g} hardly anything is learned: take a "
+        "smaller model or larger cohorts; fedsim privacy says what would change it"
+    )
+    return (*plan.warnings, text)
 
 
 def heading(work: Work, engine: str) -> list[str]:

@@ -16,7 +16,7 @@ from fedsim import seeds
 from fedsim.adversaries import Adversary
 from fedsim.algorithm import Batch, Coordinates, Correction, LossTerm, Trained, Vectors
 from fedsim.composition import Masks
-from fedsim.errors import ClientError
+from fedsim.errors import ClientError, NotFiniteError
 from fedsim.job import Job
 from fedsim.optimizers import effective_steps, learning_rate, make_optimizer
 from fedsim.parameters import FlatModule, Weights
@@ -259,7 +259,8 @@ class LocalClient:
             total = torch.zeros_like(flat.gradient)
             if len(batch.targets):
                 losses = self._batch_losses(flat, batch, loss_term)
-                self._note(float(losses.detach().mean()))
+                if len(known := (found := losses.detach())[found.isfinite()]):
+                    self._note(float(known.mean()))
                 total = clipped_gradient_sum(flat, losses, plan.clip, owners=owners, per_layer=per_layer)
             yield noisy_gradient(total, plan.noise_multiplier, plan.clip, divisor, noise)
 
@@ -290,7 +291,7 @@ class LocalClient:
 
     def _note(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise ClientError(f"the loss is not finite in step {len(self._losses_noted) + 1}. {self.advice}")
+            raise NotFiniteError(f"the loss is not finite in step {len(self._losses_noted) + 1}. {self.advice}")
         self._losses_noted.append(loss)
 
     def _batches(self, epochs: int | None, whole: bool) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -327,6 +328,22 @@ def test_steps_that_are_not_charged_are_refused_under_privacy(own: Any) -> None:
     )
     with pytest.raises(ClientError, match=r"is charged for 6|charges steps on Poisson"):
         work.train(0, 1, Received(work.initial, {}), None)
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        {"privacy.example": {"noise_multiplier": 1.0, "delta": 1e-3, "max_grad_norm": 1.0}},
+        {"privacy.local": {"noise_multiplier": 1.0, "delta": 1e-3, "clip": 1.0}, "strategy.weights": "uniform"},
+    ],
+)
+def test_a_row_that_overflows_is_not_told_by_a_missing_upload(privacy: small.Changes) -> None:
+    """At both levels the server sees every upload; one that failed for a row would be seen too, whatever the noise."""
+    job = small.job({"strategy.name": "fedavg", **privacy})
+    x = job.federation.x.copy()
+    x[job.federation.offsets[0]] = 3e38
+    work = Work(replace(job, federation=replace(job.federation, x=x)))
+    assert torch.isfinite(work.train(0, 1, Received(work.initial, {}), None).vector).all()
 
 
 def test_one_step_on_all_rows() -> None:

@@ -209,12 +209,17 @@ def change(run: Path, query: str, *values: Any) -> None:
         database.execute(query, values)
 
 
+def fail(run: Path) -> None:
+    change(run, "UPDATE clients SET status = 'failed', error = 'round 1, client 2: nan' WHERE client = 2")
+
+
 def disturb(run: Path) -> None:
     """Put other client-side records into a run: what another client's rows might have left under the same models."""
     change(
         run, "UPDATE clients SET loss = 9.5, norm = 123.0, rows = rows + 7, steps = 1, seconds = 5.0, metrics = '{}'"
     )
-    change(run, "UPDATE clients SET status = 'failed', error = 'round 1, client 2: nan' WHERE client = 2")
+    if summary_of(run)["privacy"]["level"] == "client":  # at the others the server sees it
+        fail(run)
     change(run, "DELETE FROM clients WHERE client = 1")
     change(run, "UPDATE rounds SET seconds = 77.0, cohort = cohort + 1, failed = 1, committed = 3.0")
     change(run, "UPDATE metrics SET value = 0.125 WHERE name LIKE '%/client-%'")
@@ -241,6 +246,15 @@ def test_other_records_of_clients_change_no_byte(run: Path, tmp_path: Path) -> N
     other = shutil.copytree(run, tmp_path / "other")
     disturb(other)
     assert published(other, tmp_path / "b") == published(run, tmp_path / "a")
+
+
+@pytest.mark.parametrize("kind", ["example", "local"])
+def test_where_the_server_sees_uploads_a_missing_one_is_not_covered(
+    kind: str, run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    failing = shutil.copytree(run_of(kind), tmp_path / "other")
+    fail(failing)
+    refused(failing, tmp_path / "out", "client 2 failed in a round, which shows in what the server made of it")
 
 
 # Neighbours that were run

@@ -350,3 +350,32 @@ def test_runs_that_cannot_be_read_are_named(runs: Runs, tmp_path: Path) -> None:
     assert any("broken is left out" in warning for warning in warnings)
     with pytest.raises(RunFolderError, match="cannot be read"):
         spending([tmp_path / "of" / "broken"])
+
+
+def test_runs_of_one_seed_share_their_noise(runs: Runs) -> None:
+    """Two models of the same noise tell by their difference what each of them hides."""
+    first, other = runs("client"), runs("client", {"train.learning_rate": 0.1})
+    anew = runs("client", {"seed": 9})
+    shared, apart = spending([first.folder, other.folder]), spending([first.folder, anew.folder])
+    assert f"{first.folder} and {other.folder} share seed 1, and so their noise" in shared.warnings[-1]
+    assert not any("share seed" in warning for warning in apart.warnings)
+    lines_of(shared)
+
+
+def test_persons_and_rows_are_never_added_up(tmp_path: Path) -> None:
+    """Removing one row moves a person's mean gradient by up to twice the clip: neither's charge covers the other."""
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{a:.3f},{b:.3f},{'yes' if a > b else 'no'},p{n // 3}" for n, (a, b) in enumerate(rng.normal(size=(240, 2)))
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(["first,second,label,patient", *lines]))
+    data = {"name": "csv", "path": "table.csv", "label": "label", "group": "patient", "standardise": False}
+    table = {**data, "partition": {"kind": "iid", "clients": 3}}
+    folders = []
+    for seed, own in ((1, {"unit": "patient"}), (2, {})):
+        changes = {"data": table, "seed": seed, "privacy.example": {**EXAMPLE, **own}}
+        small.run(small.job(changes, tmp_path), tmp_path / f"run-{seed}")
+        folders.append(tmp_path / f"run-{seed}")
+    spent = spending(folders)
+    assert not spent.together
+    assert "at levels example (zero-out) and example (zero-out, patient) protect something else" in spent.warnings[-1]

@@ -23,7 +23,7 @@ from fedsim.data.corpus import Folders
 from fedsim.data.federation import Rows
 from fedsim.errors import ScenarioError
 from fedsim.flower import AlgorithmStrategy
-from fedsim.job import Job, prepare, prepare_on
+from fedsim.job import Job, named, prepare, prepare_on
 from fedsim.local import Work
 from fedsim.parameters import FlatModule, Weights
 from fedsim.privacy.batches import declared_units, rows_of
@@ -65,7 +65,8 @@ def audit_rows(
     seed = scenario.seed
     made = canary_rows(planned.federation, canaries + _ABSENT, seed, lambda x: _logits(planned, x))
     drawn, absent = (Rows(made.x[part], made.y[part]) for part in (slice(canaries), slice(canaries, None)))
-    audited = audited_rows(planned.federation, drawn)
+    with named(scenario.origin):
+        audited = audited_rows(planned.federation, drawn)
     declared = prepare_on(audited.federation, _alone(scenario, planned.privacy, delta))
     plan, inside = declared.privacy, coins(seed, canaries)
     assert plan is not None

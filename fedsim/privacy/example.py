@@ -19,7 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.hooks import RemovableHandle
 
 from fedsim import seeds
-from fedsim.errors import ClientError, ModelError
+from fedsim.errors import ModelError
 from fedsim.parameters import FlatModule, Slot
 from fedsim.privacy.hooks import Gradients, clear, quiet, row_gradients, set_hooks
 from fedsim.privacy.rows import RowGradients
@@ -63,7 +63,8 @@ def clipped_gradient_sum(
 ) -> Tensor:
     """Sum over units of g_i min(1, C / |g_i|): a unit is a row, or rows whose mean gradient is g_i.
 
-    Norms are accumulated in float64; a clipped gradient's norm, measured again in float64, is at most C (1 + 2^-23).
+    Norms are accumulated in float64; a clipped gradient's norm, measured again in float64, is at most C (1 + 2^-23). A
+    unit whose gradient is not finite counts as none: were its client to fail for it, that would tell that it is there.
 
     Args:
         flat: from `private_module`; its `gradient` is overwritten.
@@ -76,18 +77,15 @@ def clipped_gradient_sum(
 
     Returns:
         [D] in the plain model's layout.
-
-    Raises:
-        ClientError: a row's loss or a unit's gradient is not finite.
     """
     try:
-        _refuse_infinite(losses.detach(), "loss", "rows")
         flat.gradient.zero_()
         with quiet():
             torch.autograd.backward(losses.sum())
         used = _of_units(flat, owners)
         squares = torch.stack([gradients.squares() for gradients in used.values()])  # [parameters, U]
-        _refuse_infinite(squares.sum(0), "gradient", "rows" if owners is None else "units")
+        if not bool((finite := squares.sum(0).isfinite()).all()):
+            used, squares = {slot: gradients.some(finite) for slot, gradients in used.items()}, squares[:, finite]
         bound = max_grad_norm / math.sqrt(len(flat.layout.parameters)) if per_layer else max_grad_norm
         norms = (squares if per_layer else squares.sum(0, keepdim=True)).sqrt()
         factors = _rounded_down((bound / norms).clamp(max=1), flat.vector.dtype).expand_as(squares)
@@ -219,9 +217,3 @@ def _rounded_down(factors: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = factors.to(dtype)
     below = torch.nextafter(rounded, torch.zeros_like(rounded))
     return torch.where(rounded.double() > factors, below, rounded)
-
-
-def _refuse_infinite(values: Tensor, what: str, of: str) -> None:
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
-        raise ClientError(f"the {what} of {bad} of {len(values)} {of} is not finite. Lower train.learning_rate.")

@@ -116,11 +116,7 @@ def plan_client(request: ClientPrivacy, clients: int, rule: CohortRule, rounds: 
     accountant = request.accountant or ("rdp" if hidden else "exact")
     if (reason := refusal(accountant, share if hidden else 1.0, request.relation, sampling)) is not None:
         raise PrivacyError(f"privacy.client.accountant = {accountant!r}: {reason}")
-    if request.delta >= 1 / clients:
-        raise PrivacyError(
-            f"privacy.client.delta = {request.delta:g} is not below 1/{clients}, one over the number of clients: such "
-            f"a delta would allow one of them to be published. Set it to {_rounded_down(1 / (10 * clients))} or less."
-        )
+    _refuse_client_delta("client", request.delta, clients)
     limit = None if hidden else request.max_participations or _most_participations(rule, clients, rounds, tree)
     plan = _solved(
         "client",
@@ -154,6 +150,7 @@ def plan_local(request: LocalPrivacy, able: np.ndarray, rule: CohortRule, rounds
     if not able.any():
         raise PrivacyError("privacy.local: no client has a train row, so there is nothing to protect or to train on")
     limit = request.max_participations or participation_limit(rule, len(able), rounds, able=int(able.sum()))
+    _refuse_client_delta("local", request.delta, len(able))
     return _solved(
         "local",
         LocalMechanism(),
@@ -166,6 +163,7 @@ def plan_local(request: LocalPrivacy, able: np.ndarray, rule: CohortRule, rounds
         rounds=rounds,
         rates=able.astype(float),
         steps=able.astype(np.int64),
+        warnings=tuple(_client_delta_warning("local", request.delta, len(able))),
     )
 
 
@@ -210,7 +208,10 @@ def _solved(
 
 
 def _with_adaptive_clip(plan: Plan, request: ClientPrivacy, size: float) -> Plan:
-    """The plan whose noise is shared between the sum of updates and the sum of bits."""
+    """The plan whose noise is shared between the sum of updates and the sum of bits.
+
+    C follows what was released, z does not: over its C every round is the same Gaussian, so all accountants hold.
+    """
     assert request.adaptive is not None and isinstance(plan.mechanism, ClientMechanism)
     z, settings = plan.noise_multiplier, request.adaptive
     bit_noise = settings.bit_noise if settings.bit_noise is not None else max(size / 20, z)
@@ -225,12 +226,7 @@ def _with_adaptive_clip(plan: Plan, request: ClientPrivacy, size: float) -> Plan
 
 
 def _client_warnings(request: ClientPrivacy, clients: int, size: float) -> list[str]:
-    warnings = []
-    if request.delta > 1 / (10 * clients):
-        warnings.append(
-            f"privacy.client.delta = {request.delta:g} is above 1 / (10 clients); {_rounded_down(1 / (10 * clients))} "
-            "would suit"
-        )
+    warnings = _client_delta_warning("client", request.delta, clients)
     if request.min_separation is not None and size * request.min_separation > clients:
         warnings.append(
             f"{size:g} clients in each of {request.min_separation} rounds are more than the {clients} there are: with "
@@ -267,6 +263,21 @@ def _refuse_sampling(request: ClientPrivacy, rule: CohortRule, hidden: bool) -> 
             "privacy.client.max_participations: here chance hides who takes part and every round charges everybody; a "
             "limit would make rounds depend on each other. Leave it out"
         )
+
+
+def _refuse_client_delta(level: Level, delta: float, clients: int) -> None:
+    if delta >= 1 / clients:
+        raise PrivacyError(
+            f"privacy.{level}.delta = {delta:g} is not below 1/{clients}, one over the number of clients: such a delta "
+            f"would allow one of them to be published. Set it to {_rounded_down(1 / (10 * clients))} or less."
+        )
+
+
+def _client_delta_warning(level: Level, delta: float, clients: int) -> list[str]:
+    if delta <= 1 / (10 * clients):
+        return []
+    least = _rounded_down(1 / (10 * clients))
+    return [f"privacy.{level}.delta = {delta:g} is above 1 / (10 clients); {least} would suit"]
 
 
 def _refuse_delta(delta: float, units: np.ndarray, unit: str) -> None:

@@ -37,6 +37,10 @@ class RowGradients(Protocol):
         """Each unit's mean over its rows, given every row's unit [B] from 0 to U - 1, each with a row at least."""
         ...
 
+    def some(self, rows: Tensor) -> "RowGradients":
+        """Those of the rows that a mask [B] names."""
+        ...
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -62,6 +66,10 @@ class Whole:
         sums = self.sample.new_zeros(len(counts), self.sample.shape[1]).index_add_(0, owners, self.sample)
         return Whole(sums / counts[:, None])
 
+    def some(self, rows: Tensor) -> "Whole":
+        """See `RowGradients`."""
+        return Whole(self.sample[rows])
+
 
 @dataclass(frozen=True)
 class Products:
@@ -85,7 +93,11 @@ class Products:
 
     def means(self, owners: Tensor) -> Whole:
         """See `RowGradients`."""
-        return _means(owners, lambda rows: Products(self.inputs[rows], self.outputs[rows]), self.outputs.dtype)
+        return _means(owners, self.some, self.outputs.dtype)
+
+    def some(self, rows: Tensor) -> "Products":
+        """See `RowGradients`."""
+        return Products(self.inputs[rows], self.outputs[rows])
 
 
 @dataclass(frozen=True)
@@ -112,9 +124,11 @@ class Lookups:
 
     def means(self, owners: Tensor) -> Whole:
         """See `RowGradients`."""
-        return _means(
-            owners, lambda rows: Lookups(self.tokens[rows], self.outputs[rows], self.vocabulary), self.outputs.dtype
-        )
+        return _means(owners, self.some, self.outputs.dtype)
+
+    def some(self, rows: Tensor) -> "Lookups":
+        """See `RowGradients`."""
+        return Lookups(self.tokens[rows], self.outputs[rows], self.vocabulary)
 
 
 def _means(owners: Tensor, some: Callable[[Tensor], RowGradients], kind: torch.dtype) -> Whole:

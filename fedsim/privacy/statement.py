@@ -61,7 +61,7 @@ def assumptions(plan: Plan, personal: bool = False) -> list[str]:
         f"protects {protected(plan)}; relation: {relation(plan)}",
         f"mechanism: {mechanism(plan)}",
         f"adversary: {_ADVERSARIES[plan.level]}; accountant: {_ACCOUNTANTS[plan.accountant]}",
-        f"covers {_COVERED[plan.level]}, and nothing else: no losses, no counts",
+        f"covers {_COVERED[plan.level]}, and nothing else: no losses, no counts, no failures",
         *([_JOINT] if personal else []),
     ]
 

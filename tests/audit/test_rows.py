@@ -144,7 +144,7 @@ def test_the_gradients_that_are_looked_for_are_those_of_single_rows(clipping: st
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.split.central": 0.9}, "1,000 train rows"),
+        ({"data.split.central": 0.9}, "small: the audit needs 1,000 train rows"),
         ({"adversary": {"name": "sign-flip", "fraction": 0.4}}, "adversary: an audit attacks by itself"),
         ({"train.learning_rate": 1e30}, "not finite"),
     ],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsim import seeds
-from fedsim.errors import ClientError, ModelError
+from fedsim.errors import ModelError
 from fedsim.models.cnn import cnn
 from fedsim.models.lstm import lstm
 from fedsim.models.mlp import mlp
@@ -382,18 +382,32 @@ def test_neither_twin_nor_its_trial_draws_from_global_generators() -> None:
         assert torch.equal(torch.rand(3), untouched)
 
 
-def test_a_row_that_is_not_finite_is_the_clients_failure_and_leaves_nothing_behind() -> None:
+@pytest.mark.parametrize("gradients", ["hooks", "ghost"])
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("owners", [None, [0, 1, 2, 1, 0]])
+def test_a_unit_that_is_not_finite_counts_as_none_and_leaves_nothing_behind(
+    gradients: Gradients, per_layer: bool, owners: list[int] | None
+) -> None:
+    """Were its client to fail for it, one row would make a whole upload vanish, and no noise hides that."""
     model = mlp((4,), 3, "classification").double()
     inputs, targets = floats(5, 4), torch.tensor([0, 1, 2, 0, 1])
-    flat = private_module(model, "mlp")
-    expected = clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), 0.1)
-    broken = inputs.clone()
-    broken[2, 1] = float("nan")
-    with pytest.raises(ClientError, match="1 of 5 rows"):
-        clipped_gradient_sum(flat, losses_of(flat.module(broken), targets), 0.1)
+    flat = private_module(model, "mlp", gradients)
+    units = torch.tensor(owners) if owners is not None else None
+
+    def total(rows: Tensor, chosen: Tensor, units: Tensor | None) -> Tensor:
+        losses = losses_of(flat.module(rows), targets[chosen])
+        return clipped_gradient_sum(flat, losses, 0.1, owners=units, per_layer=per_layer)
+
+    everything, others = torch.arange(5), torch.tensor([0, 1, 3, 4])  # row 2 is a unit of its own
+    expected = total(inputs[others], others, torch.tensor([0, 1, 1, 0]) if units is not None else None)
+    for odd in (float("nan"), float("inf"), 1e308):
+        broken = inputs.clone()
+        broken[2, 1] = odd
+        assert torch.allclose(total(broken, everything, units), expected, rtol=1e-12, atol=1e-15)
+    assert not total(torch.full_like(inputs, float("nan")), everything, units).any()
     flat.module(inputs)  # a forward pass whose loss raised
     forget(flat)
-    assert torch.equal(clipped_gradient_sum(flat, losses_of(flat.module(inputs), targets), 0.1), expected)
+    assert torch.allclose(total(inputs[others], others, torch.tensor([0, 1, 1, 0]) if owners else None), expected)
 
 
 @pytest.mark.parametrize(("kind", "numpy_kind"), [(torch.float32, np.float32), (torch.float64, np.float64)])
@@ -509,8 +523,7 @@ def test_a_model_that_keeps_what_it_saw_of_rows_is_refused() -> None:
     assert not flat.buffers.any()
 
 
-def test_a_first_batch_that_is_not_finite_is_the_clients_failure_and_not_the_models() -> None:
+def test_a_first_batch_that_is_not_finite_is_not_the_models_fault() -> None:
     flat = private_module(mlp((4,), 3, "classification").double(), "mlp")
     broken, targets = torch.full((3, 4), float("nan"), dtype=torch.float64), torch.tensor([0, 1, 2])
-    with pytest.raises(ClientError, match="3 of 3 rows"):
-        clipped_gradient_sum(flat, losses_of(flat.module(broken), targets), 0.1)
+    assert not clipped_gradient_sum(flat, losses_of(flat.module(broken), targets), 0.1).any()

@@ -11,10 +11,13 @@ from scipy import optimize, stats
 
 from fedsim.cohorts import CohortRule, participation_limit
 from fedsim.errors import PrivacyError
+from fedsim.local import Work
 from fedsim.privacy.accountant import Charge, epsilon
 from fedsim.privacy.levels import plan_client, plan_example, plan_local
 from fedsim.privacy.plan import ClientMechanism, ExampleMechanism, Plan
 from fedsim.privacy.requests import AdaptiveClipping, ClientPrivacy, ExamplePrivacy, LocalPrivacy
+from fedsim.summary import notes
+from tests import small
 
 ROWS = np.array([100, 57, 20, 80, 57])
 EVERYONE = CohortRule(fraction=1.0)
@@ -250,7 +253,7 @@ def test_an_impossible_adaptive_clip_is_refused_by_key(keys: dict[str, float]) -
 # --- local level
 
 
-@pytest.mark.parametrize("delta", [1e-2, 1e-4, 1e-7])
+@pytest.mark.parametrize("delta", [1e-3, 1e-4, 1e-7])
 @pytest.mark.parametrize("noise", [2.0, 20.0, 300.0])
 @pytest.mark.parametrize("times", [1, 7, 50])
 def test_local_epsilon_is_that_of_gaussians_two_clips_apart(noise: float, times: int, delta: float) -> None:
@@ -288,3 +291,29 @@ def test_clients_that_cannot_take_part_spend_nothing_locally() -> None:
 def test_impossible_requests_at_local_level_are_refused_by_key(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(PrivacyError, match=message):
         local(**keys)
+
+
+def test_a_local_delta_that_would_publish_a_client_is_refused() -> None:
+    with pytest.raises(PrivacyError, match=r"privacy\.local\.delta = 0\.9 is not below 1/"):
+        local(delta=0.9, epsilon=5.0)
+    assert any("privacy.local.delta" in text for text in local(delta=1 / 450, epsilon=5.0).warnings)
+
+
+@pytest.mark.parametrize("attack", [{"name": "inner-product", "epsilon": 20.0}, {"name": "alie"}])
+def test_attackers_that_know_others_uploads_do_not_go_with_the_client_level(attack: dict[str, Any]) -> None:
+    """One honest client would move its own upload and all of theirs."""
+    table = {"noise_multiplier": 1.0, "delta": 1e-3, "clip": 0.5}
+    base = {"adversary": {**attack, "fraction": 0.4}, "strategy.name": "fedavg", "strategy.weights": "uniform"}
+    with pytest.raises(PrivacyError, match=r"adversary\.name = .*which privacy\.client does not cover"):
+        small.job({**base, "privacy.client": table})
+    assert small.job({**base, "privacy.local": table}).attackers
+
+
+def test_a_noise_in_which_nothing_is_learned_is_told_before_the_run() -> None:
+    """By norm over clip: sqrt(P) z / (q K)."""
+    base = {"strategy.name": "fedavg", "strategy.weights": "uniform", "cohort.size": 5}
+    for noise, loud in ((1.0, True), (0.1, False)):
+        work = Work(small.job({**base, "privacy.client": {"noise_multiplier": noise, "delta": 1e-3, "clip": 0.5}}))
+        ratio = noise * math.sqrt(work.layout.size) / 5
+        assert (ratio > 3) is loud
+        assert any(f"the noise's norm is {ratio:.3g} times the clip's" in text for text in notes(work)) is loud
