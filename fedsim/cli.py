@@ -373,6 +373,45 @@ def privacy(
         _tell_outlook(names[0], settings, target, picture, data_dir, as_json)
 
 
+@app.command(cls=Command)
+def audit(
+    target: Annotated[
+        str, typer.Argument(metavar="SCENARIO|RUN", help="a scenario that promises privacy; or a run folder")
+    ],
+    settings: Settings = [],  # noqa: B006
+    canaries: Annotated[
+        int | None, typer.Option(help="of a scenario: rows or clients that are there by a coin")
+    ] = None,
+    noise_off: Annotated[bool, typer.Option("--noise-off", help="of a scenario: would the audit see it?")] = False,
+    delta: Annotated[float | None, typer.Option(help="of a scenario: of claim and bound, at most 1e-5")] = None,
+    out: Annotated[Path, typer.Option(help="the report, one HTML file")] = Path("audit.html"),
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Attack what a scenario promises by canaries, or a finished run's model by membership inference.
+
+    The exit status is 1 if the promise is refuted.
+
+    Example: fedsim audit quickstart --out audit.html, or: fedsim audit runs/first
+    """
+    from fedsim.audit import auditing, report
+    from fedsim.progress import Lines
+
+    report.check(out)
+    progress = Lines(sys.stderr if as_json else sys.stdout)
+    found = auditing.audit(
+        target, settings, canaries=canaries, noise_off=noise_off, delta=delta, data_dir=data_dir, progress=progress
+    )
+    progress.phase("")
+    report.write(found, out)
+    if as_json:
+        _print_json({**auditing.as_data(found), "report": str(out)})
+    for line in [] if as_json else [*auditing.lines(found), f"report: {out}"]:
+        typer.echo(line)
+    if not auditing.passed(found):
+        raise typer.Exit(1)
+
+
 def main() -> NoReturn:
     """The `fedsim` command: a user's mistake is one line and a status, never a traceback."""
     terminate_as_interrupt()

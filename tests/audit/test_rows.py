@@ -146,7 +146,7 @@ def test_the_gradients_that_are_looked_for_are_those_of_single_rows(clipping: st
     [
         ({"data.split.central": 0.9}, "small: the audit needs 1,000 train rows"),
         ({"adversary": {"name": "sign-flip", "fraction": 0.4}}, "adversary: an audit attacks by itself"),
-        ({"train.learning_rate": 1e30}, "not finite"),
+        ({"train.learning_rate": 1e300}, "not finite"),
     ],
 )
 def test_what_cannot_be_audited_is_refused(changes: small.Changes, message: str) -> None:
