@@ -1,6 +1,6 @@
 """What the privacy of whole clients costs: test accuracy against epsilon on MNIST's writers, by noise and without any.
 
-    python benchmarks/privacy.py           ten to twenty minutes on 2 cores; writes docs/privacy.svg
+    python benchmarks/privacy.py           some ten minutes on 2 cores; writes docs/privacy.svg
     python benchmarks/privacy.py --quick   a smoke test of two rounds; writes nothing
 
 Runs mnist-dp-writers at three noise multipliers and without privacy, all else equal, from one seed and on one engine,

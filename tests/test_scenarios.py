@@ -15,7 +15,7 @@ from fedsim.summary import Result
 
 ACCURACY = "global/central-validation/rows/accuracy"
 BITS = "global/central-test/rows/bits-per-character"
-NEEDS_FILES = ("mnist-fedavg", "mnist-mlp", "mnist-writers", "shakespeare-lstm")
+NEEDS_FILES = ("mnist-dp-writers", "mnist-fedavg", "mnist-mlp", "mnist-writers", "shakespeare-lstm")
 NEEDS_NONE = tuple(name for name in shipped() if name not in NEEDS_FILES)
 SMALL_TEXT = [
     "data.max_bytes=300_000",
