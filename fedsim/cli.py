@@ -390,7 +390,7 @@ def audit(
 ) -> None:
     """Attack what a scenario promises by canaries, or a finished run's model by membership inference.
 
-    The exit status is 1 if the promise is refuted.
+    The exit status is 1 if the promise is refuted, or with --noise-off if the audit does not see that.
 
     Example: fedsim audit quickstart --out audit.html, or: fedsim audit runs/first
     """

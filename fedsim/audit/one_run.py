@@ -1,12 +1,13 @@
 """What a one-run audit found: a claim, a lower bound on it, and what that says."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from fedsim.audit.bounds import CONFIDENCE, Interval, interval, one_run_bound, perfect_guesses
+from fedsim.audit.bounds import CONFIDENCE, MOST_GUESSES, Interval, interval, one_run_bound, perfect_guesses
 from fedsim.privacy.accountant import rounded_up
 from fedsim.progress import wrapped
 
@@ -88,15 +89,18 @@ def meaning(found: OneRun) -> str:
         return f"without noise the bound is above {POWER:g}, so the audit sees what noise should hide"
     if found.noise_off:
         more = " or larger cohorts" if found.level == "client" else ""
-        return (
-            f"even without noise the bound is not above {POWER:g}: this audit sees too little; take more rounds{more}"
-        )
+        more = f"rounds{more}" if found.reach > POWER else f"canaries: {reach}"
+        return f"even without noise the bound is not above {POWER:g}: this audit sees too little; take more {more}"
     if not found.ok:
         return "it tells more than its epsilon allows; of a mechanism that keeps it one audit in 20 says so at most"
-    needed = perfect_guesses(found.claim)
-    many = (
-        f"it would take {needed:,} perfect guesses to refute this claim" if needed is not None else "no claim is made"
-    )
+    if math.isinf(found.claim):
+        return "without a finite epsilon there is no claim to refute"
+    if found.reach > found.claim:
+        return f"the claim stands, which {reach.replace(' at most', '')} to be false. Its power is shown by --noise-off"
+    needed = perfect_guesses(found.claim, found.delta)
+    many = f"it would take {needed:,} perfect guesses to refute this claim"
+    if needed is None:
+        many = f"not even {MOST_GUESSES:,} perfect guesses would refute this claim"
     return f"passing proves little: {many}, and {reach}. Its power is shown by --noise-off"
 
 
@@ -147,7 +151,7 @@ def one_run_data(found: OneRun) -> dict[str, Any]:
         "lower_bound": found.bound,
         "confidence": CONFIDENCE,
         "largest_possible_bound": found.reach,
-        "perfect_guesses_to_refute": perfect_guesses(found.claim),
+        "perfect_guesses_to_refute": perfect_guesses(found.claim, found.delta),
         "verdict": found.verdict,
         "ok": found.ok,
         "evidence": found.evidence.tolist(),

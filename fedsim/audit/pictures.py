@@ -87,7 +87,7 @@ def _draw_bound(axes: Axes, found: OneRun) -> None:
     labels = [f"{found.claim:.2f}" if np.isfinite(found.claim) else "infinite", f"{found.bound:.2f}"]
     axes.bar_label(bars, labels=labels, padding=2)
     axes.axhline(found.reach, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.text(1.5, found.reach, f"most that {found.canaries} canaries show", ha="right", va="bottom", fontsize=8)
+    axes.set_title(f"dashed: most that {found.canaries} canaries can show", fontsize=8, color=_INK)
     axes.set_xticks([0, 1], [claim, f"lower bound, {100 * CONFIDENCE:.0f} %"])
     axes.set_xlim(-0.5, 1.5)
     axes.set_ylim(0, top)

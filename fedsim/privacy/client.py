@@ -8,7 +8,7 @@ round, or of DP-FTRL's tree (Kairouz et al. 2021), where the sum of all rounds s
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -123,10 +123,3 @@ def moved_nodes(leaf: int) -> tuple[tuple[int, int], list[tuple[int, int]]]:
     """
     level = (leaf & -leaf).bit_length() - 1
     return (level, leaf), [(below, leaf - 2**below) for below in range(level)]
-
-
-def without_noise(releasing: Releasing) -> Releasing:
-    """The same, releasing what it should hide: an audit's power is shown on it."""
-    adaptive = releasing.mechanism.adaptive
-    silent = replace(adaptive, bit_noise=0.0, update_noise=0.0) if adaptive is not None else None
-    return replace(releasing, noise_multiplier=0.0, mechanism=replace(releasing.mechanism, adaptive=silent))

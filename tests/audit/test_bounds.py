@@ -16,10 +16,9 @@ from fedsim.audit.bounds import (
     interval,
     one_run_bound,
     perfect_guesses,
-    repeated_bound,
-    split_bound,
 )
 from fedsim.privacy.gaussian import gaussian_epsilon
+from tests.audit.worlds import repeated_bound, split_bound
 
 FALSE_ALARMS = 1 - CONFIDENCE
 
@@ -40,14 +39,17 @@ def test_published_figures(canaries: int, guesses: int, right: int, delta: float
 
 
 def test_how_many_perfect_guesses_refute_a_claim() -> None:
-    """One fewer leaves the claim standing; of an infinite claim nothing does."""
-    assert perfect_guesses(8.0) == 8932
-    for epsilon in (0.5, 3.49, 8.0):
-        needed = perfect_guesses(epsilon)
+    """One fewer leaves the claim standing; above delta 0 no number refutes a large one."""
+    assert perfect_guesses(8.0, 0.0) == 8932
+    for epsilon, delta in ((0.5, 0.0), (3.49, 0.0), (8.0, 0.0), (3.49, 1e-5), (7.0, 1e-5)):
+        needed = perfect_guesses(epsilon, delta)
         assert needed is not None
-        assert one_run_bound(needed, needed, needed, 0.0) >= epsilon > one_run_bound(needed, needed, needed - 1, 0.0)
-        assert one_run_bound(needed - 1, needed - 1, needed - 1, 0.0) < epsilon
-    assert perfect_guesses(math.inf) is None
+        assert (
+            one_run_bound(needed, needed, needed, delta) >= epsilon > one_run_bound(needed, needed, needed - 1, delta)
+        )
+        assert one_run_bound(needed - 1, needed - 1, needed - 1, delta) < epsilon
+    for beyond in (8.5, 60.0, 3268.4, math.inf):
+        assert perfect_guesses(beyond, 1e-5) is None
 
 
 @given(st.integers(1, 30), st.data(), st.floats(0, 4), st.floats(0, 0.01))

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import fedsim.local
 from fedsim import seeds
-from fedsim.audit.bounds import split_bound
 from fedsim.flower import AlgorithmStrategy
 from fedsim.job import Job
 from fedsim.privacy import client, example
@@ -27,6 +26,7 @@ from tests.audit.repeated import (
     two_rounds,
     two_steps,
 )
+from tests.audit.worlds import split_bound
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 REPETITIONS = [100, pytest.param(5000, marks=[pytest.mark.proof, pytest.mark.timeout(3000)])]
