@@ -83,7 +83,7 @@ def perfect_guesses(epsilon: float, delta: float, confidence: float = CONFIDENCE
     def refuted(guesses: int) -> bool:
         return chance_of(guesses, guesses, guesses, epsilon, delta) < 1 - confidence
 
-    most = next((2**power for power in range(MOST_GUESSES.bit_length()) if refuted(2**power)), None)
+    most = next((1 << power for power in range(MOST_GUESSES.bit_length()) if refuted(1 << power)), None)
     if most is None:
         return None
     least = most // 2
