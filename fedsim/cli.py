@@ -465,28 +465,28 @@ def _list_runs(folder: Path, as_json: bool) -> None:
 
 
 def _tell_spending(folders: Sequence[Path], delta: float | None, as_json: bool) -> None:
-    from fedsim import spending
+    from fedsim import spending, spending_page
 
     spent = spending.spending(folders, delta)
     if as_json:
-        _print_json(spending.as_data(spent))
-    for line in [] if as_json else spending.spending_lines(spent):
+        _print_json(spending_page.as_data(spent))
+    for line in [] if as_json else spending_page.spending_lines(spent):
         typer.echo(line)
 
 
 def _tell_outlook(
     name: str, settings: Sequence[str], target: float | None, picture: Path | None, data_dir: Path | None, as_json: bool
 ) -> None:
-    from fedsim import outlook
+    from fedsim import outlook, outlook_page
     from fedsim.scenario import load
 
     seen = outlook.look(load(name, settings), data_dir, target)
     if picture is not None:
-        outlook.picture(seen, picture)
+        outlook_page.picture(seen, picture)
     if as_json:
-        _print_json({**outlook.as_data(seen), "picture": str(picture) if picture is not None else None})
+        _print_json({**outlook_page.as_data(seen), "picture": str(picture) if picture is not None else None})
         return
-    for line in outlook.look_lines(seen):
+    for line in outlook_page.look_lines(seen):
         typer.echo(line)
     if picture is not None:
         typer.echo(f"picture: {picture}")

@@ -10,22 +10,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from fedsim.errors import RunFolderError, ScenarioError
-from fedsim.overview import Overview, Values, beside, overview, plain_scenario, rounds_of, runs
-from fedsim.privacy.accountant import Accountant, Charge, Relation, Sampling, composed, epsilons
+from fedsim.overview import Overview, Values, beside, overview, plain_scenario, runs
+from fedsim.privacy.accountant import Accountant, Charge, Relation, Sampling, composed, composed_anywhere, epsilons
 from fedsim.privacy.ledger import EVERYBODY
-from fedsim.privacy.renyi import ORDERS, Release, curve
-from fedsim.privacy.statement import shown
-from fedsim.progress import wrapped
 from fedsim.reading import Records
 from fedsim.records import LedgerRow
 from fedsim.stored import reading, stored_environment
 
-SHOWN_ROUNDS = 15
 _LEVELS = ("example", "client", "local")
 
 
@@ -285,7 +281,7 @@ def _together(group: Sequence[Account], delta: float | None) -> Together:
         alone=[each.at(delta).largest for each in group],
         largest=most,
         clients=[_number(each, identity) for each in group],
-        anywhere=_anywhere([each.charges for each in group], delta) if len(dealt) > 1 else None,
+        anywhere=composed_anywhere([each.charges for each in group], delta) if len(dealt) > 1 else None,
     )
 
 
@@ -322,26 +318,6 @@ def _number(account: Account, identity: str) -> int | None:
     """The client that a run charged under an identity; all where it charged everybody."""
     numbers = [row.client for row in account.rows if row.identity == identity or row.client == EVERYBODY]
     return numbers[0] if numbers else None
-
-
-def _anywhere(by_run: Sequence[Sequence[Charge]], delta: float) -> float:
-    """Epsilon of a row that in each run was with whichever client costs most, at each Renyi order for itself.
-
-    Balle et al. 2020, theorem 21, for the sum over runs of the largest curve.
-    """
-    alpha = np.array(ORDERS, dtype=float)
-    total = np.zeros(len(ORDERS))
-    for charges in by_run:
-        total += np.max([charge.steps * curve(_release(charge), ORDERS) for charge in set(charges)], axis=0)
-    by_order = total + np.log1p(-1 / alpha) - (math.log(delta) + np.log(alpha)) / (alpha - 1)
-    return max(0.0, float(by_order.min()))
-
-
-def _release(charge: Charge) -> Release:
-    """One of a charge's; without sampling replace is zero-out at half the noise."""
-    if charge.rate < 1:
-        return Release(charge.noise, charge.rate, charge.relation, charge.sampling)
-    return Release(charge.noise / 2 if charge.relation == "replace" else charge.noise, 1.0, "zero-out", "poisson")
 
 
 def _warnings(found: Sequence[Account]) -> list[str]:
@@ -383,107 +359,3 @@ def _same_noise(accounts: Sequence[Account]) -> list[str]:
         for seed, folders in by_seed.items()
         if len(folders) > 1
     ]
-
-
-def spending_lines(spent: Spending) -> list[str]:
-    """For people, at most 80 columns."""
-    if len(spent.accounts) == 1:
-        parts = _account_lines(spent.accounts[0], spent.deltas)
-    else:
-        parts = [_overview_lines(spent), *(_together_lines(each) for each in spent.together)]
-    parts.append([line for warning in spent.warnings for line in wrapped(f"warning: {warning}")])
-    lines = [line for part in parts if part for line in ("", *part)]
-    return lines[1:]
-
-
-def as_data(spent: Spending) -> dict[str, Any]:
-    """For programs."""
-    return {
-        "runs": [_account_data(each, spent.deltas) for each in spent.accounts],
-        "together": [each._asdict() for each in spent.together],
-        "warnings": list(spent.warnings),
-    }
-
-
-def _account_data(account: Account, deltas: Sequence[float]) -> dict[str, Any]:
-    run = account.run
-    return {
-        "folder": run.folder,
-        "title": run.title,
-        "status": run.status,
-        "corpus": account.corpus,
-        "level": account.level,
-        "accountant": account.accountant,
-        "spent": [figures._asdict() for figures in _all_figures(account, deltas)],
-        "clients": [row._asdict() for row in account.rows],
-        "rounds": [{"round": number, "epsilon": epsilon} for number, epsilon in account.rounds],
-        "statement": list(account.statement),
-    }
-
-
-def _all_figures(account: Account, deltas: Sequence[float]) -> list[Figures]:
-    return [account.own, *(account.at(delta) for delta in deltas if delta != account.delta)]
-
-
-def _account_lines(account: Account, deltas: Sequence[float]) -> list[list[str]]:
-    run = account.run
-    head = wrapped(f"{run.folder}: {run.title}, {run.status}, {rounds_of(run)} rounds")
-    about = list(account.statement) or wrapped(
-        f"level {account.level}, accountant {account.accountant}; what it covers is said when the run has ended"
-    )
-    table = [f"{'delta':>10}{'largest':>12}{'median':>12}{'smallest':>12}   the largest is of"]
-    for each in _all_figures(account, deltas):
-        cells = "".join(f"{shown(value):>12}" for value in (each.largest, each.median, each.smallest))
-        table.append(f"{each.delta:>10g}{cells}   {_whose(each)}")
-    return [[*head, *about], table, _round_lines(account)]
-
-
-def _whose(figures: Figures) -> str:
-    if figures.client is None:
-        return "nobody was charged"
-    who = "every client" if figures.client == EVERYBODY else f"client {figures.client}"
-    return f"{who}, {figures.participations} rounds"
-
-
-def _round_lines(account: Account) -> list[str]:
-    """Epsilon after rounds, spread over the run."""
-    count = len(account.rounds)
-    places = np.unique(np.linspace(0, count - 1, min(count, SHOWN_ROUNDS)).round().astype(int)).tolist()
-    lines = [f"{'round':>10}{'epsilon':>12}"] if count else []
-    for number, epsilon in (account.rounds[place] for place in places):
-        lines.append(f"{number:>10}{'-' if epsilon is None else shown(epsilon):>12}")
-    return lines
-
-
-def _overview_lines(spent: Spending) -> list[str]:
-    """A line for each run, and its figures at other deltas."""
-    lines = [f"{'run':<38}{'level':<9}{'rounds':>9}{'delta':>10}{'epsilon':>12}"]
-    for account in spent.accounts:
-        run = account.run
-        name = [run.folder] if len(run.folder) < 38 else [*wrapped(run.folder), ""]
-        for place, each in enumerate(_all_figures(account, spent.deltas)):
-            facts = f"{account.level:<9}{rounds_of(run):>9}" if not place else " " * 18
-            lines += name[:-1] if not place else []
-            lines.append(f"{name[-1] if not place else '':<38}{facts}{each.delta:>10g}{shown(each.largest):>12}")
-    return lines
-
-
-def _together_lines(together: Together) -> list[str]:
-    """The final run beside all of them."""
-    count, charged = len(together.runs), [number for number in together.clients if number is not None]
-    numbers = " or ".join(str(number) for number in sorted({*charged} - {EVERYBODY}))
-    who = f"client {numbers}, in {len(charged)} of {count} runs" if numbers else "every client"
-    most = f"epsilon {shown(together.largest)} ({who}; accountant {together.accountant})"
-    head = f"{count} runs on {together.corpus}, level {together.level}, relation {together.relation}, delta"
-    lines = [
-        *wrapped(f"{head} {together.delta:g}"),
-        *wrapped(f"final run, the last that was started: epsilon {shown(together.alone[-1])} ({together.runs[-1]})", 2),
-    ]
-    if together.anywhere is None:
-        return [*lines, *wrapped(f"with tuning, all of them: {most}", 2)]
-    rows = "rows that were one whole client" if together.level == "client" else "a row"
-    bound = (
-        f"with tuning, all of them: epsilon {shown(together.anywhere)} at most, for {rows} in each run, whichever "
-        "client that was, since the data were dealt anew (accountant rdp)"
-    )
-    return [*lines, *wrapped(bound, 2), *wrapped(f"of a part that was dealt alike: {most}", 2)]

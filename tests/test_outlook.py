@@ -17,7 +17,8 @@ from fedsim.data.corpus import Folders
 from fedsim.errors import DataError, ScenarioError
 from fedsim.job import prepare
 from fedsim.local import Work
-from fedsim.outlook import MOST_ROUNDS, SHOWN_ROUNDS, Change, Outlook, as_data, look, look_lines, picture
+from fedsim.outlook import MOST_ROUNDS, Change, Outlook, look, spread
+from fedsim.outlook_page import SHOWN_ROUNDS, as_data, look_lines, picture
 from fedsim.privacy import accountant
 from fedsim.privacy.accountant import epsilon
 from fedsim.privacy.client import Releasing
@@ -320,8 +321,8 @@ def test_many_rounds_are_few_lines() -> None:
 
 @pytest.mark.parametrize("rounds", [MOST_ROUNDS + 1, 123_456, 10**9])
 def test_of_very_many_rounds_epsilon_is_computed_for_some(rounds: int) -> None:
-    spread = outlook._spread(rounds, MOST_ROUNDS)
-    assert len(spread) <= MOST_ROUNDS and spread[0] == 1 and spread[-1] == rounds
+    numbers = spread(rounds, MOST_ROUNDS)
+    assert len(numbers) <= MOST_ROUNDS and numbers[0] == 1 and numbers[-1] == rounds
 
 
 def test_a_slow_accountant_is_asked_for_little(monkeypatch: pytest.MonkeyPatch) -> None:

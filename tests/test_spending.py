@@ -15,13 +15,14 @@ import pytest
 
 import fedsim
 from fedsim.errors import RunFolderError, ScenarioError
-from fedsim.privacy.accountant import Charge, composed, epsilon, rounded_up
+from fedsim.privacy.accountant import Charge, composed, composed_anywhere, epsilon, rounded_up
 from fedsim.privacy.ledger import EVERYBODY, Ledger
 from fedsim.privacy.plan import Plan
 from fedsim.progress import WIDTH
 from fedsim.records import to_json
 from fedsim.resuming import resume
-from fedsim.spending import Spending, _anywhere, account, as_data, spending, spending_lines
+from fedsim.spending import Spending, account, spending
+from fedsim.spending_page import as_data, spending_lines
 from fedsim.stored import open_run
 from fedsim.summary import Result
 from tests import small
@@ -242,7 +243,7 @@ def test_a_bound_for_any_client_holds_where_orders_of_clients_change() -> None:
     kinds = [Charge(0.9, 0.01, 2000), Charge(2.0, 1.0, 4), Charge(4.0, 0.2, 150)]
     for by_run in product([kinds, kinds[:2], kinds[1:]], repeat=2):
         worst = max(composed(pair, 1e-5, "rdp") for pair in product(*by_run))
-        assert worst <= _anywhere(by_run, 1e-5)
+        assert worst <= composed_anywhere(by_run, 1e-5)
 
 
 def test_other_accountants_compose_by_rdp_and_the_same_by_their_own(runs: Runs) -> None:

@@ -142,6 +142,22 @@ def rounded_up(value: float, places: int = 2) -> str:
     return nearest if math.isfinite(value) else "infinite"
 
 
+def composed_anywhere(by_run: Sequence[Sequence[Charge]], delta: float) -> float:
+    """Epsilon of a unit that in each run was with whichever client costs most, at each Renyi order for itself.
+
+    Composing each run's largest epsilon would be no bound: which client costs most depends on the order.
+
+    Args:
+        by_run: of every run the charges of its clients.
+        delta: in (0, 1).
+    """
+    total = np.zeros(len(renyi.ORDERS))
+    for charges in by_run:
+        each = [charge.steps * renyi.curve(_release(charge), renyi.ORDERS) for charge in set(charges)]
+        total += np.max(each, axis=0)
+    return max(0.0, float(renyi.converted(total, renyi.ORDERS, delta).min()))
+
+
 def largest(charges: Iterable[Charge], delta: float, accountant: Accountant) -> tuple[float, Charge | None]:
     """The largest epsilon among several charges, and whose it is; (0.0, None) of none.
 

@@ -52,12 +52,15 @@ def epsilons(releases: Sequence[Release], steps: np.ndarray, delta: float) -> np
 
 
 def _by_order(releases: Sequence[Release], orders: tuple[float, ...], steps: np.ndarray, delta: float) -> np.ndarray:
-    """[N, orders] epsilon at each order: Balle et al. 2020, theorem 21; infinite where RDP is."""
+    """[N, orders] epsilon at each order; infinite where RDP is."""
+    total: np.ndarray = np.asarray(sum(steps[:, [r]] * curve(release, orders) for r, release in enumerate(releases)))
+    return converted(total, orders, delta)
+
+
+def converted(total: np.ndarray, orders: tuple[float, ...], delta: float) -> np.ndarray:
+    """[..., orders] epsilon at `delta` of an RDP [..., orders] at each order: Balle et al. 2020, theorem 21."""
     alpha = np.array(orders, dtype=float)
-    conversion = np.log1p(-1 / alpha) - (math.log(delta) + np.log(alpha)) / (alpha - 1)
-    by_order: np.ndarray = (
-        sum(steps[:, [r]] * curve(release, orders) for r, release in enumerate(releases)) + conversion
-    )
+    by_order: np.ndarray = total + (np.log1p(-1 / alpha) - (math.log(delta) + np.log(alpha)) / (alpha - 1))
     return by_order
 
 
