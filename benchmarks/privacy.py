@@ -93,7 +93,9 @@ def measured(job: Job, engine: Engine) -> Curve:
                 for row in reversed(kept_checkpoints(out, records))
             ]
             points = [
-                Point(row.number, row.epsilon or math.inf, accuracy(work, found.snapshot.weights))
+                Point(
+                    row.number, math.inf if row.epsilon is None else row.epsilon, accuracy(work, found.snapshot.weights)
+                )
                 for row, found in rounds
             ]
     chosen = next(point for point in points if point.round == values["best_round"])

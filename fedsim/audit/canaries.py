@@ -75,7 +75,8 @@ def audited_rows(federation: Federation, drawn: Rows) -> Audited:
     if rows.sum() + canaries < LEAST_ROWS:
         raise ScenarioError(
             f"the audit needs {LEAST_ROWS:,} train rows at one client, its canaries among them; the largest has "
-            f"{rows[largest]:,} and all together {rows.sum():,}. Take more data, or a smaller data.split.central"
+            f"{rows[largest]:,} and all together {rows.sum():,}. Take more --canaries, more data, or a smaller "
+            "data.split.central"
         )
     alone = rows[largest] + canaries >= LEAST_ROWS
     clients = [largest] if alone else range(federation.clients)

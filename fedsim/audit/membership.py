@@ -92,8 +92,8 @@ class Membership:
 
     @property
     def worst(self) -> OfClient | None:
-        """The client whose rows are told apart best."""
-        return max(self.clients, key=lambda each: each.auc, default=None)
+        """The client whose rows are told apart so well as is least likely by chance."""
+        return min(self.clients, key=lambda each: (each.chance, -each.auc), default=None)
 
 
 @one_thread()

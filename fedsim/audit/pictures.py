@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from fedsim.audit.bounds import CONFIDENCE
 from fedsim.audit.membership import RATES, Membership
 from fedsim.audit.one_run import OneRun
-from fedsim.audit.scores import curve, drawn
+from fedsim.audit.scores import curve, thinned
 
 _INK = "#0a0b0c"  # stands in for the page's own
 _IN, _OUT = "#d9730d", "#3d7fd6"  # readable on white and on black, and apart for every eye
@@ -112,7 +112,7 @@ def _draw_losses(axes: Axes, found: Membership) -> None:
 
 def _draw_curve(axes: Axes, found: Membership) -> None:
     """True over false positives, both logarithmic: what matters are few false ones."""
-    false, true = drawn(*curve(-found.members, -found.others))
+    false, true = thinned(*curve(-found.members, -found.others))
     least = 0.5 / max(len(found.others), len(found.members))
     axes.plot(np.maximum(false, least), np.maximum(true, least), color=_IN, drawstyle="steps-post")
     axes.plot([least, 1], [least, 1], color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))

@@ -61,7 +61,7 @@ def at_rate(members: np.ndarray, others: np.ndarray, rate: float) -> AtRate:
     return AtRate(rate, found / len(members), interval(found, len(members)))
 
 
-def drawn(false: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thinned(false: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A curve with few enough points to be drawn, as dense as it can be where false positives are few."""
     if len(false) <= _POINTS:
         return false, true

@@ -19,7 +19,7 @@ from fedsim.audit.membership import (
     membership_data,
     membership_lines,
 )
-from fedsim.audit.scores import area, at_rate, curve, drawn
+from fedsim.audit.scores import area, at_rate, curve, thinned
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.local import Work
 from fedsim.progress import WIDTH, Silent
@@ -65,7 +65,7 @@ def test_the_rate_of_false_positives_is_kept(members: np.ndarray, others: np.nda
 def test_a_drawn_curve_is_part_of_the_curve() -> None:
     rng = np.random.default_rng(0)
     false, true = curve(rng.normal(1, 1, 3000), rng.normal(0, 1, 5000))
-    some = drawn(false, true)
+    some = thinned(false, true)
     assert len(some[0]) <= 402 and set(zip(*some, strict=True)) <= set(zip(false, true, strict=True))
     assert some[0][0] == 0 and some[0][-1] == some[1][-1] == 1
 

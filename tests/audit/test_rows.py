@@ -10,15 +10,18 @@ from torch import Tensor
 
 from fedsim.audit import rows
 from fedsim.audit.canaries import audited_rows, canary_rows, coins
+from fedsim.audit.loop import train
 from fedsim.audit.one_run import POWER
 from fedsim.audit.rows import audit_rows
 from fedsim.data.corpus import Folders
 from fedsim.errors import FedsimError, ScenarioError
+from fedsim.flower import AlgorithmStrategy
 from fedsim.job import prepare, prepare_on
 from fedsim.local import Received, Work
 from fedsim.privacy import example
 from fedsim.privacy.accountant import Charge, epsilon
-from fedsim.progress import Silent
+from fedsim.privacy.ledger import Ledger
+from fedsim.progress import Progress, Silent
 from fedsim.scenario import Scenario
 from tests import small
 
@@ -119,6 +122,22 @@ def test_watching_changes_no_bit() -> None:
             rate = job.scenario.train.learning_rate
             assert torch.allclose(-rate * torch.stack(seen).sum(0), sent[-1], atol=1e-6)
     assert torch.equal(*sent)
+
+
+def test_the_audits_own_watcher_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It works on a twin of its own, and draws under a name of its own."""
+    models: list[Tensor] = []
+
+    def remembered(work: Work, strategy: AlgorithmStrategy, ledger: Ledger, progress: Progress) -> int:
+        rounds = train(work, strategy, ledger, progress)
+        models.append(strategy.server.params)
+        return rounds
+
+    monkeypatch.setattr(rows, "train", remembered)
+    audit_rows(scenario(), HERE, 100, 1e-5, Silent())
+    monkeypatch.setattr(rows, "_watched", lambda algorithm, seen: algorithm)
+    audit_rows(scenario(), HERE, 100, 1e-5, Silent())
+    assert torch.equal(*models)
 
 
 @pytest.mark.parametrize("clipping", ["flat", "per-layer"])
