@@ -198,9 +198,9 @@ def test_every_command_helps_with_its_arguments_and_an_example(fedsim: Command) 
         assert f"Example: fedsim {name}" in out
         assert max(map(len, out.splitlines())) <= 80
         assert "\\[" not in out
-        usage = re.findall(r"[A-Z]+", out.partition("\n")[0].partition("[OPTIONS]")[2])
+        usage = re.findall(r"[A-Z|]+", out.partition("\n")[0].partition("[OPTIONS]")[2])
         section = out.partition("Arguments:\n")[2].partition("\n\n")[0]
-        assert re.findall(r"^  \[?([A-Z]+)\]?  +[a-z]", section, flags=re.MULTILINE) == usage, out
+        assert re.findall(r"^  \[?([A-Z|]+)(?:\.\.\.)?\]?  +[a-z]", section, flags=re.MULTILINE) == usage, out
         assert out.count("rguments:\n") == bool(usage)
 
 
