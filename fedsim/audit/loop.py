@@ -53,7 +53,7 @@ def train(work: Work, strategy: Driven, ledger: Ledger, progress: Progress) -> i
         progress.phase(f"auditing, round {number} of {rounds}{left}")
         arrays = to_record(work.layout, strategy.weights)
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
-        ledger.charge(strategy.cohort)
+        ledger.charge(strategy.drawn)
         replies = strategy.received(number, grid.send_and_receive(messages=messages))
         if ledger.plan.level == "example" and all(reply.has_error() for reply in replies):
             raise StoppedByPolicy(str(replies[0].error.reason))
