@@ -19,7 +19,6 @@ _COLUMNS = 28  # of a wider image's thumbnail
 _GAP = 2
 _SHOWN = {"image": 4, "text": 3, "features": 3}
 _DRAWN = 8  # images of a part in a picture
-_FORMATS = (".svg", ".png", ".pdf")
 
 
 class Example(NamedTuple):
@@ -80,9 +79,9 @@ def picture(federation: Federation, client: int, path: Path) -> None:
     """
     if (kind := kind_of(federation)) != "image":
         raise DataError(f"--picture draws images, and the rows of {federation.corpus} are {kind}; leave it out")
-    if path.suffix.lower() not in _FORMATS:
-        raise DataError(f"{path}: pictures are written as {', '.join(_FORMATS)}; change the suffix")
-    from matplotlib import rc_context
+    from fedsim.data.picture import check_suffix, save
+
+    check_suffix(path)
     from matplotlib.figure import Figure
 
     parts = [found for part in PARTS if (found := _of_part(federation, client, part, _DRAWN))]
@@ -95,12 +94,7 @@ def picture(federation: Federation, client: int, path: Path) -> None:
         for panel, image, each in zip(line, _scaled([each.values for each in found]), found, strict=False):
             panel.imshow(image if image.ndim == 3 else 1 - image, cmap="gray", vmin=0, vmax=1)
             panel.set_title(f"{each.part} {each.row}: {each.label}", fontsize=7)
-    try:
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None  # the same rows give the same file
-        with rc_context({"svg.hashsalt": "fedsim"}):
-            figure.savefig(path, dpi=150, metadata=metadata)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    save(figure, path)
 
 
 def _of_part(federation: Federation, client: int, part: Part, count: int) -> list[Example]:

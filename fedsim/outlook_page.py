@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedsim.errors import DataError
+from fedsim.data.picture import check_suffix, save
 from fedsim.outlook import Followed, Outlook, Point, spread
 from fedsim.privacy.accountant import rounded_up
 from fedsim.privacy.noise import LOUD
@@ -18,7 +17,6 @@ from fedsim.privacy.statement import promise, shown
 from fedsim.progress import shortened, wrapped
 
 SHOWN_ROUNDS = 15
-_FORMATS = (".svg", ".png", ".pdf")
 
 
 def look_lines(outlook: Outlook) -> list[str]:
@@ -192,17 +190,11 @@ def picture(outlook: Outlook, path: Path) -> None:
     Raises:
         DataError: another suffix, or the file cannot be written.
     """
-    if path.suffix.lower() not in _FORMATS:
-        raise DataError(f"{path}: pictures are written as {', '.join(_FORMATS)}; change the suffix")
+    check_suffix(path)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     figure.suptitle(shortened(f"{outlook.scenario.title}: epsilon {_epsilon(outlook.plan.epsilon)} at most", 70))
     _draw(figure.subplots(), outlook)
-    try:
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None  # the same scenario gives the same file
-        with rc_context({"svg.hashsalt": "fedsim"}):
-            figure.savefig(path, dpi=150, metadata=metadata)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    save(figure, path)
 
 
 _STYLES = (("#0072B2", "s", 8, "--"), ("#E69F00", "^", 5, "-."), ("#009E73", "D", 3, ":"))

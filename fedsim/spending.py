@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
 import numpy as np
 
@@ -18,11 +18,10 @@ from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.overview import Overview, Values, beside, overview, plain_scenario, runs
 from fedsim.privacy.accountant import Accountant, Charge, Relation, Sampling, composed, composed_anywhere, epsilons
 from fedsim.privacy.ledger import EVERYBODY
+from fedsim.privacy.plan import Level
 from fedsim.reading import Records
 from fedsim.records import LedgerRow
 from fedsim.stored import reading, stored_environment
-
-_LEVELS = ("example", "client", "local")
 
 
 class Figures(NamedTuple):
@@ -228,7 +227,7 @@ def account(folder: Path) -> Account:
 def _promise(scenario: Values) -> tuple[str | None, Values]:
     """The level at which a scenario promises something, and its table."""
     privacy = scenario.get("privacy", {})
-    return next(((level, privacy[level]) for level in _LEVELS if level in privacy), (None, {}))
+    return next(((level, privacy[level]) for level in get_args(Level) if level in privacy), (None, {}))
 
 
 def _accountant(table: Values, rows: Sequence[LedgerRow]) -> Accountant:

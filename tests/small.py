@@ -93,3 +93,20 @@ def points(mark: float, clients: int = 4, rows: int = 40) -> CorpusSource:
 
 POINTS: Changes = {"data.partition": {"kind": "natural"}, "data.split.central": 0.0, "train.batch_size": 8}
 """Changes that suit `points`; without a central set, whose rows would be marked too."""
+PICKY = '''
+"""A net that refuses a batch now and then, so that clients fail whose states then stay what they were."""
+
+from torch import nn
+
+
+class Picky(nn.Module):
+    def __init__(self, shape: tuple[int, ...], classes: int, above: float):
+        super().__init__()
+        self.above, self.layer = above, nn.Linear(64, classes)
+
+    def forward(self, x):
+        if self.training and x[0].sum() > self.above:
+            raise ValueError("this row is too bright")
+        return self.layer(x.flatten(1))
+'''
+"""The text of a model's file."""

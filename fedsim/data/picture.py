@@ -87,11 +87,24 @@ def picture(federation: Federation, path: Path) -> None:
     Raises:
         DataError: another suffix, or the file cannot be written.
     """
+    check_suffix(path)
+    save(_draw(federation), path)
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse, before anything is drawn, a file that `save` could not write by its suffix."""
     if path.suffix.lower() not in _FORMATS:
         raise DataError(f"{path}: pictures are written as {', '.join(_FORMATS)}; change the suffix")
-    figure = _draw(federation)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, the same one to the same bytes.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     try:
-        # Without a date, and with names that are not random, the same federation gives the same SVG.
+        # Without a date, and with names that are not random, the same figure gives the same SVG.
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
         with rc_context({"svg.hashsalt": "fedsim"}):
             figure.savefig(path, dpi=150, metadata=metadata)

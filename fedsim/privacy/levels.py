@@ -7,7 +7,7 @@ import numpy as np
 
 from fedsim.cohorts import CohortRule, expected_size, participation_limit
 from fedsim.errors import PrivacyError
-from fedsim.privacy.accountant import Accountant, Charge, Relation, Sampling, refusal, solve_noise
+from fedsim.privacy.accountant import Sampling, refusal, solve_noise
 from fedsim.privacy.batches import expected_batch, sampling_rate, steps_of_pass
 from fedsim.privacy.plan import (
     AdaptiveClip,
@@ -15,7 +15,6 @@ from fedsim.privacy.plan import (
     ExampleMechanism,
     Level,
     LocalMechanism,
-    Mechanism,
     Plan,
 )
 from fedsim.privacy.requests import ClientPrivacy, ExamplePrivacy, LocalPrivacy
@@ -70,24 +69,28 @@ def plan_example(
         if (reason := refusal(request.accountant, rate, request.relation, "poisson")) is not None:
             raise PrivacyError(f"privacy.example.accountant = {request.accountant!r}: {reason}")
     return _solved(
-        "example",
-        ExampleMechanism(
-            divisors=np.array([expected_batch(int(n), batch_size) for n in sizes])[kinds],
-            unit=unit,
-            grouped=grouped,
-            clipping=request.clipping,
-            gradients=request.gradients,
+        Plan(
+            level="example",
+            mechanism=ExampleMechanism(
+                divisors=np.array([expected_batch(int(n), batch_size) for n in sizes])[kinds],
+                unit=unit,
+                grouped=grouped,
+                clipping=request.clipping,
+                gradients=request.gradients,
+            ),
+            noise_multiplier=1.0,
+            delta=request.delta,
+            clip=request.max_grad_norm,
+            accountant=request.accountant,
+            relation=request.relation,
+            sampling="poisson",
+            max_participations=limit,
+            rounds=rounds,
+            rates=rates,
+            steps=taken,
+            warnings=(*_delta_warning(request.delta, units, unit), *_batch_warning(batch_size, units, unit)),
         ),
         request,
-        clip=request.max_grad_norm,
-        accountant=request.accountant,
-        relation=request.relation,
-        sampling="poisson",
-        max_participations=limit,
-        rounds=rounds,
-        rates=rates,
-        steps=taken,
-        warnings=(*_delta_warning(request.delta, units, unit), *_batch_warning(batch_size, units, unit)),
     )
 
 
@@ -119,18 +122,22 @@ def plan_client(request: ClientPrivacy, clients: int, rule: CohortRule, rounds: 
     _refuse_client_delta("client", request.delta, clients)
     limit = None if hidden else request.max_participations or _most_participations(rule, clients, rounds, tree)
     plan = _solved(
-        "client",
-        ClientMechanism(size, None, tree),
+        Plan(
+            level="client",
+            mechanism=ClientMechanism(size, None, tree),
+            noise_multiplier=1.0,
+            delta=request.delta,
+            clip=request.clip,
+            accountant=accountant,
+            relation=request.relation,
+            sampling=sampling,
+            max_participations=limit,
+            rounds=rounds,
+            rates=np.full(clients, share if hidden else 1.0),
+            steps=np.ones(clients, dtype=np.int64),
+            warnings=tuple(_client_warnings(request, clients, size)),
+        ),
         request,
-        clip=request.clip,
-        accountant=accountant,
-        relation=request.relation,
-        sampling=sampling,
-        max_participations=limit,
-        rounds=rounds,
-        rates=np.full(clients, share if hidden else 1.0),
-        steps=np.ones(clients, dtype=np.int64),
-        warnings=tuple(_client_warnings(request, clients, size)),
     )
     return plan if request.adaptive is None else _with_adaptive_clip(plan, request, size)
 
@@ -152,59 +159,33 @@ def plan_local(request: LocalPrivacy, able: np.ndarray, rule: CohortRule, rounds
     limit = request.max_participations or participation_limit(rule, len(able), rounds, able=int(able.sum()))
     _refuse_client_delta("local", request.delta, len(able))
     return _solved(
-        "local",
-        LocalMechanism(),
+        Plan(
+            level="local",
+            mechanism=LocalMechanism(),
+            noise_multiplier=1.0,
+            delta=request.delta,
+            clip=request.clip,
+            accountant="exact",
+            relation="replace",
+            sampling="poisson",
+            max_participations=limit,
+            rounds=rounds,
+            rates=able.astype(float),
+            steps=able.astype(np.int64),
+            warnings=tuple(_client_delta_warning("local", request.delta, len(able))),
+        ),
         request,
-        clip=request.clip,
-        accountant="exact",
-        relation="replace",
-        sampling="poisson",
-        max_participations=limit,
-        rounds=rounds,
-        rates=able.astype(float),
-        steps=able.astype(np.int64),
-        warnings=tuple(_client_delta_warning("local", request.delta, len(able))),
     )
 
 
-def _solved(
-    level: Level,
-    mechanism: Mechanism,
-    request: ExamplePrivacy | ClientPrivacy | LocalPrivacy,
-    *,
-    clip: float,
-    accountant: Accountant,
-    relation: Relation,
-    sampling: Sampling,
-    max_participations: int | None,
-    rounds: int,
-    rates: np.ndarray,
-    steps: np.ndarray,
-    warnings: tuple[str, ...] = (),
-) -> Plan:
-    """The plan with the noise that the request names, or the least that keeps to its epsilon."""
+def _solved(plan: Plan, request: ExamplePrivacy | ClientPrivacy | LocalPrivacy) -> Plan:
+    """A plan of noise 1 with the noise that the request names, or the least that keeps to its epsilon."""
     noise = request.noise_multiplier
     if noise is None:
         assert request.epsilon is not None
-        times = max_participations if max_participations is not None else rounds
-        pairs = sorted(set(zip(rates.tolist(), steps.tolist(), strict=True)))
-        charges = [Charge(mechanism.share, rate, int(count * times), relation, sampling) for rate, count in pairs]
-        noise = solve_noise(request.epsilon, charges, request.delta, accountant, f"privacy.{level}.epsilon")
-    return Plan(
-        level=level,
-        mechanism=mechanism,
-        noise_multiplier=noise,
-        clip=clip,
-        delta=request.delta,
-        accountant=accountant,
-        relation=relation,
-        sampling=sampling,
-        max_participations=max_participations,
-        rounds=rounds,
-        rates=rates,
-        steps=steps,
-        warnings=warnings,
-    )
+        charges, key = plan.charges_after(plan.most), f"privacy.{plan.level}.epsilon"
+        noise = solve_noise(request.epsilon, charges, plan.delta, plan.accountant, key)
+    return replace(plan, noise_multiplier=noise)
 
 
 def _with_adaptive_clip(plan: Plan, request: ClientPrivacy, size: float) -> Plan:

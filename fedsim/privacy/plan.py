@@ -162,10 +162,13 @@ class Plan:
         """The largest epsilon over clients at the end of the run, for the unluckiest that is allowed."""
         return self.epsilon_after(self.most)
 
+    def charges_after(self, times: int) -> list[Charge]:
+        """The distinct charges of clients that were charged this many times."""
+        return [one._replace(steps=one.steps * times) for one in self.kinds[0]]
+
     def epsilon_after(self, times: int, delta: float | None = None) -> float:
         """The largest epsilon over clients that were charged this many times."""
-        charges = [one._replace(steps=one.steps * times) for one in self.kinds[0]]
-        return largest(charges, self.delta if delta is None else delta, self.accountant)[0]
+        return largest(self.charges_after(times), self.delta if delta is None else delta, self.accountant)[0]
 
 
 def depth(leaves: int) -> int:

@@ -61,22 +61,6 @@ def fedadam(server_lr: float = 0.05, beta1: float = 0.9, beta2: float = 0.99, ta
     steps = lambda params, population: torch.zeros((), dtype=torch.int64)
     return Algorithm("fedadam", client, server, server_state={"m": zeros, "v": zeros, "steps": steps})
 '''
-PICKY = '''
-"""A net that refuses a batch now and then, so that clients fail whose states then stay what they were."""
-
-from torch import nn
-
-
-class Picky(nn.Module):
-    def __init__(self, shape: tuple[int, ...], classes: int, above: float):
-        super().__init__()
-        self.above, self.layer = above, nn.Linear(64, classes)
-
-    def forward(self, x):
-        if self.training and x[0].sum() > self.above:
-            raise ValueError("this row is too bright")
-        return self.layer(x.flatten(1))
-'''
 
 SCAFFOLD: small.Changes = {"strategy": {"name": "scaffold"}, "cohort.size": 3, "rounds": 10}
 ADAM: small.Changes = {"strategy": {"name": "adam.py:fedadam"}, "rounds": 10}
@@ -322,7 +306,7 @@ def wholes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable
 def place(folder: Path) -> Path:
     """Where a run may be, beside the user's own files."""
     (folder / "adam.py").write_text(FEDADAM)
-    (folder / "picky.py").write_text(PICKY)
+    (folder / "picky.py").write_text(small.PICKY)
     return folder / "run"
 
 

@@ -186,24 +186,9 @@ def test_who_was_drawn_is_known_again_from_any_checkpoint(kind: str, runs: dict[
 # --- whoever answers
 
 
-PICKY = """
-from torch import nn
-
-class Picky(nn.Module):
-    def __init__(self, shape: tuple[int, ...], classes: int, above: float):
-        super().__init__()
-        self.above, self.layer = above, nn.Linear(64, classes)
-
-    def forward(self, x):
-        if self.training and x[0].sum() > self.above:
-            raise ValueError("this row is too bright")
-        return self.layer(x.flatten(1))
-"""
-
-
 def test_a_round_is_released_though_all_clients_fail_or_nobody_is_drawn(tmp_path: Path) -> None:
     """The model moves, by noise alone, and everybody is charged for it."""
-    (tmp_path / "picky.py").write_text(PICKY)
+    (tmp_path / "picky.py").write_text(small.PICKY)
     common = {"model": {"name": "picky.py:Picky", "above": 0.0}, "cohort.poisson": 0.03, "rounds": 8}
     result = small.run(small.job({**changes("poisson"), **common}, tmp_path), tmp_path / "run")
     rounds = rounds_of(result.folder)
