@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord
 
 from fedsim.data.federation import Federation
+from fedsim.engine.parcels import Flat, Parcel, Returned, Store, alone, arrays_of_state, taken_out, tensors, unpack
 from fedsim.errors import FedsimError
 from fedsim.grid import (
     WORKER_LOST,
@@ -25,13 +25,11 @@ from fedsim.grid import (
     ChunkProgram,
     ChunkResult,
     SimulatedGrid,
-    client_number,
     failure,
-    with_content,
 )
 from fedsim.job import Job
 from fedsim.signals import deferred
-from fedsim.states import ClientStates, State
+from fedsim.states import ClientStates
 from fedsim.worker import chunk_program
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -53,80 +51,6 @@ ATTEMPTS = 3
 """How often a chunk is given to a worker before its clients count as failed."""
 GRACE_SECONDS = 60.0
 """Beyond its clients' time limits, after which a worker counts as stuck in native code."""
-
-
-class Flat(NamedTuple):
-    """An array as Ray maps it without a copy: the bytes that Flower would send, as a NumPy array."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    stype: str
-    data: np.ndarray
-
-
-class Parcel(NamedTuple):
-    """A chunk without its arrays; `records` says by name which of a worker's arrays belong where."""
-
-    messages: list[Message]
-    records: list[dict[str, str]]
-    states: Mapping[int, Mapping[str, np.ndarray] | None]
-
-
-class Returned(NamedTuple):
-    """A chunk's result with its arrays apart, so that Ray maps them instead of pickling them."""
-
-    replies: list[Message]
-    records: list[dict[str, dict[str, Flat]]]
-    states: Mapping[int, Mapping[str, np.ndarray]]
-
-    def unpacked(self) -> ChunkResult:
-        """The replies with their arrays back in place."""
-        for reply, records in zip(self.replies, self.records, strict=True):
-            for key, flat in records.items():
-                reply.content[key] = _unpack(flat)
-        return ChunkResult(self.replies, {client: _copied(state) for client, state in self.states.items()})
-
-
-class Placed(NamedTuple):
-    """A record and where it lies in the object store; holding the record keeps its `id` its own."""
-
-    record: ArrayRecord
-    ref: "ray.ObjectRef[Any]"
-
-
-class Store:
-    """Records in Ray's object store, each placed once for as long as calls go on naming it."""
-
-    def __init__(self) -> None:
-        self._placed: dict[int, Placed] = {}
-
-    def parcels(self, chunks: Sequence[Chunk]) -> list[Parcel]:
-        """Chunks without their arrays; what the last call placed and this one does not name is let go."""
-        used: dict[int, Placed] = {}
-        parcels = [self._parcel(chunk, used) for chunk in chunks]
-        self._placed = used
-        return parcels
-
-    @property
-    def refs(self) -> dict[str, "ray.ObjectRef[Any]"]:
-        """What the last call placed or found placed, by the names that its parcels use."""
-        return {placed.ref.hex(): placed.ref for placed in self._placed.values()}
-
-    def _parcel(self, chunk: Chunk, used: dict[int, Placed]) -> Parcel:
-        messages, records = [], []
-        for message in chunk.messages:
-            names, content = {}, RecordDict()
-            for key, record in message.content.items():
-                if isinstance(record, ArrayRecord) and record:  # an empty one is cheaper to pickle
-                    placed = used.get(id(record)) or self._placed.get(id(record))
-                    used[id(record)] = placed or Placed(record, ray.put(_pack(record)))
-                    names[key] = used[id(record)].ref.hex()
-                else:
-                    content[key] = record
-            messages.append(with_content(message, content))
-            records.append(names)
-        states = {client: _arrays(state) if state is not None else None for client, state in chunk.states.items()}
-        return Parcel(messages, records, states)
 
 
 class Worker:
@@ -157,7 +81,7 @@ class Worker:
             arrays: from the object store, one for each name.
         """
         if names:
-            self._records = {name: _unpack(flat) for name, flat in zip(names, arrays, strict=True)}
+            self._records = {name: unpack(flat) for name, flat in zip(names, arrays, strict=True)}
         return [self._run(parcel) for parcel in parcels]
 
     def _run(self, parcel: Parcel) -> Returned:
@@ -165,10 +89,10 @@ class Worker:
         for message, records in zip(parcel.messages, parcel.records, strict=True):
             for key, name in records.items():
                 message.content[key] = self._records[name]
-        states = {client: _tensors(state) if state is not None else None for client, state in parcel.states.items()}
+        states = {client: tensors(state) if state is not None else None for client, state in parcel.states.items()}
         result = self._program(Chunk(parcel.messages, states))
-        packed = [_taken_out(reply) for reply in result.replies]
-        kept = {client: _arrays(state) for client, state in result.states.items()}
+        packed = [taken_out(reply) for reply in result.replies]
+        kept = {client: arrays_of_state(state) for client, state in result.states.items()}
         return Returned(result.replies, packed, kept)
 
 
@@ -210,7 +134,7 @@ class RayGrid(SimulatedGrid):
         super().__init__(job.federation.clients, states)
         self._engine = engine
         self._client_timeout = job.scenario.cohort.client_timeout
-        self._store = Store()
+        self._store = Store(ray.put)
         self._federation = ray.put(job.federation)
         self._job = ray.put(replace(job, federation=_without_rows(job.federation)))
         ray.get([self._install(actor) for actor in engine.actors])
@@ -344,7 +268,7 @@ class Dispatch:
         self._parts[number] = range(len(self._chunks), len(self._chunks) + len(chunk.messages))
         self._waiting.extendleft(self._parts[number])
         self._chunks += [Chunk([message], {}) for message in chunk.messages]
-        self._parcels += [_alone(self._parcels[number], place) for place in range(len(chunk.messages))]
+        self._parcels += [alone(self._parcels[number], place) for place in range(len(chunk.messages))]
         self._attempts += [ATTEMPTS - 1] * len(chunk.messages)
 
 
@@ -375,53 +299,6 @@ def _lost(chunk: Chunk, reason: str) -> ChunkResult:
 
 def _shortened(reason: object) -> str:
     return " ".join(str(reason).split())[:200]
-
-
-def _alone(parcel: Parcel, place: int) -> Parcel:
-    """One client of a parcel; instead of a sum it gives its update, and the driver folds as the worker would have."""
-    message = parcel.messages[place]
-    content, config = RecordDict(dict(message.content)), message.content.get("config")
-    if isinstance(config, ConfigRecord) and config.get("reply") == "sum":
-        content["config"] = ConfigRecord({**config, "reply": "update"})
-    states = {client: state for client, state in parcel.states.items() if client == client_number(message)}
-    return Parcel([with_content(message, content)], [parcel.records[place]], states)
-
-
-def _taken_out(reply: Message) -> dict[str, dict[str, Flat]]:
-    """A reply's arrays, which it then has no longer."""
-    content = {} if reply.has_error() else dict(reply.content.items())
-    arrays = {key: _pack(record) for key, record in content.items() if isinstance(record, ArrayRecord)}
-    for key in arrays:
-        del reply.content[key]
-    return arrays
-
-
-def _pack(record: ArrayRecord) -> dict[str, Flat]:
-    return {
-        name: Flat(array.dtype, tuple(array.shape), array.stype, np.frombuffer(array.data, dtype=np.uint8))
-        for name, array in record.items()
-    }
-
-
-def _unpack(flat: Mapping[str, Flat]) -> ArrayRecord:
-    return ArrayRecord(
-        {name: Array(each.dtype, each.shape, each.stype, each.data.tobytes()) for name, each in flat.items()}
-    )
-
-
-def _arrays(state: State) -> dict[str, np.ndarray]:
-    return {name: vector.numpy() for name, vector in state.items()}
-
-
-def _tensors(state: Mapping[str, np.ndarray]) -> State:
-    import torch
-
-    return {name: torch.from_numpy(array) for name, array in state.items()}
-
-
-def _copied(state: Mapping[str, np.ndarray]) -> State:
-    """A state that may be kept: what Ray maps would hold its place in the object store."""
-    return _tensors({name: array.copy() for name, array in state.items()})
 
 
 def _without_rows(federation: Federation) -> Federation:
