@@ -1,29 +1,59 @@
-"""The bare contender: FedAvg as a torch loop on one core, without engine, messages or records."""
+"""The bare contender: FedAvg as a torch loop on one core, without engine, messages or records.
 
+With two processes each does half of every round, training and measuring, and nobody waits for the other: what two
+cores could do at best.
+"""
+
+import multiprocessing
 import random
+import sys
 import time
+from collections.abc import Callable, Sequence
 
 import torch
-from _workload import CLIENTS, NETS, arguments, client_rows, parameters_data, report, train
+from _workload import CLIENTS, NETS, arguments, client_rows, distance, measure, parameters_data, report, train
 
 
 def main() -> None:
-    """Run the rounds and report when each ended."""
+    """Run the rounds and report when each ended, on average over the processes."""
+    processes = int(sys.argv[4])
+    context = multiprocessing.get_context("fork")  # torch has run nothing yet, so has no threads to lose
+    barrier, reports = context.Barrier(processes), context.SimpleQueue()
+
+    def work(number: int) -> None:
+        reports.put(rounds_ended(*arguments(), number, processes, barrier.wait))
+
+    workers = [context.Process(target=work, args=(number,)) for number in range(processes)]
+    for worker in workers:
+        worker.start()
+    found: Sequence[tuple[list[float], float]] = [reports.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    report([sum(times) / processes for times in zip(*(ended for ended, _ in found), strict=True)], found[0][1])
+
+
+def rounds_ended(
+    name: str, cohort: int, rounds: int, number: int, processes: int, begin: Callable[[], object]
+) -> tuple[list[float], float]:
+    """Do one process' share of every round: when each ended, and how far the model has moved."""
     torch.set_num_threads(1)
-    name, cohort, rounds = arguments()
+    torch.manual_seed(1)
     net = NETS[name]()
     own = parameters_data(list(net.parameters()))
-    model = [value.clone() for value in own]
-    sampler, ended = random.Random(1), []
+    initial = [value.clone() for value in own]
+    model, sampler, ended = initial, random.Random(number), []
+    begin()
     for _ in range(rounds):
         total = [torch.zeros_like(value) for value in own]
-        for client in sampler.sample(range(CLIENTS), cohort):
+        for client in sampler.sample(range(CLIENTS), cohort // processes):
             torch._foreach_copy_(own, model)
-            train(net, *client_rows(client))
+            train(net, *client_rows(client, name))
             torch._foreach_add_(total, own)
-        model = [value / cohort for value in total]
+        model = [value / (cohort // processes) for value in total]
+        torch._foreach_copy_(own, model)
+        measure(net, name, processes)
         ended.append(time.time())
-    report(ended)
+    return ended, distance(model, initial)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ that its process keeps, so what differs from bare is Flower's engine alone.
 from functools import cache
 
 import torch
-from _workload import BATCH, LEARNING_RATE, NETS, ROWS, client_rows, train
+from _workload import BATCH, LEARNING_RATE, NETS, ROWS, client_rows, mean_loss, train
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -19,13 +19,12 @@ def usual(name: str, client: int, received: ArrayRecord) -> nn.Module:
     """The received model after one local epoch, trained as Flower's PyTorch template does."""
     net = NETS[name]()
     net.load_state_dict(received.to_torch_state_dict())
-    loader = DataLoader(TensorDataset(*client_rows(client)), batch_size=BATCH, shuffle=True)
-    criterion = nn.CrossEntropyLoss()
+    loader = DataLoader(TensorDataset(*client_rows(client, name)), batch_size=BATCH, shuffle=True)
     optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE)
     net.train()
     for inputs, targets in loader:
         optimizer.zero_grad()
-        criterion(net(inputs), targets).backward()
+        torch.autograd.backward(mean_loss(net(inputs), targets))
         optimizer.step()
     return net
 
@@ -34,7 +33,7 @@ def tight(name: str, client: int, received: ArrayRecord) -> nn.Module:
     """The received model after one local epoch, trained as the bare contender does."""
     net = net_of_this_process(name)
     net.load_state_dict(received.to_torch_state_dict())
-    train(net, *client_rows(client))
+    train(net, *client_rows(client, name))
     return net
 
 

@@ -5,12 +5,14 @@ import sys
 import time
 from collections.abc import Iterable
 
+import torch
 from _stock_client import client_app
-from _workload import CLIENTS, NETS, arguments, report
+from _workload import CLIENTS, NETS, arguments, distance, measure, report
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
+from torch import nn
 
 WORKERS = 2
 
@@ -29,18 +31,23 @@ class FailSafeFedAvg(FedAvg):
         return super().aggregate_train(server_round, replies)
 
 
-def server_app(name: str, cohort: int, rounds: int, ended: list[float]) -> ServerApp:
-    """FedAvg; appends the Unix time at which every round ended."""
+def server_app(net: nn.Module, name: str, cohort: int, rounds: int, ended: list[float]) -> ServerApp:
+    """FedAvg; leaves the last model in the net, and appends the Unix time at which every round ended."""
     app = ServerApp()
 
-    def note_the_time(round: int, arrays: ArrayRecord) -> None:
-        if round > 0:
-            ended.append(time.time())
+    def measured(round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if round == 0:
+            return None
+        net.load_state_dict(arrays.to_torch_state_dict())
+        loss, accuracy = measure(net, name)
+        ended.append(time.time())
+        return MetricRecord({"loss": loss, "accuracy": accuracy})
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        torch.set_num_threads(WORKERS)  # the actors wait while the server measures
         strategy = FailSafeFedAvg(fraction_train=cohort / CLIENTS, fraction_evaluate=0.0, min_available_nodes=CLIENTS)
-        strategy.start(grid, ArrayRecord(NETS[name]().state_dict()), num_rounds=rounds, evaluate_fn=note_the_time)
+        strategy.start(grid, ArrayRecord(net.state_dict()), num_rounds=rounds, evaluate_fn=measured)
 
     return app
 
@@ -50,8 +57,10 @@ def main(kind: str) -> None:
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     name, cohort, rounds = arguments()
     ended: list[float] = []
+    net = NETS[name]()
+    initial = [value.clone() for value in net.parameters()]
     run_simulation(
-        server_app(name, cohort, rounds, ended),
+        server_app(net, name, cohort, rounds, ended),
         client_app(name, kind),
         num_supernodes=CLIENTS,
         backend_config={
@@ -59,7 +68,7 @@ def main(kind: str) -> None:
             "init_args": {"num_cpus": WORKERS, "logging_level": logging.CRITICAL, "log_to_driver": False},
         },
     )
-    report(ended)
+    report(ended, distance(list(net.parameters()), initial))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
-"""What every contender of `engine.py` does: the nets, the clients' images and one client's local epoch.
+"""What every torch contender of `engine.py` does: the nets, one client's local epoch, and measuring a model.
 
 Plain torch; bare and stock Flower train by `train`, our engine by its own loop on the same nets and rows.
 """
 
-import json
-import sys
-from functools import cache
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from _rows import BATCH, CLIENTS, LEARNING_RATE, LENGTH, ROWS, arguments, measured_rows, report, train_rows
 from torch import Tensor, nn
 
-CLIENTS = 100
-ROWS = 50
-BATCH = 10
-LEARNING_RATE = 0.05
+__all__ = ["BATCH", "CLIENTS", "LEARNING_RATE", "ROWS", "arguments", "report"]
 
 
 class Mlp(nn.Sequential):
@@ -44,22 +41,46 @@ class Cnn(nn.Sequential):
         )
 
 
-NETS: dict[str, type[nn.Sequential]] = {"mlp": Mlp, "cnn": Cnn}
+def small_cnn() -> nn.Module:
+    """Two stages of 16 channels: 10,330 parameters."""
+    from fedsim.models.cnn import cnn
+
+    return cnn((1, 28, 28), 10, "classification")
 
 
-@cache
-def images() -> tuple[np.ndarray, np.ndarray]:
-    """Random images [CLIENTS * ROWS, 1, 28, 28] float32 and their classes; each client owns ROWS in a row."""
-    rng = np.random.default_rng(1)
-    rows = CLIENTS * ROWS
-    return rng.random((rows, 1, 28, 28), dtype=np.float32), rng.integers(0, 10, rows)
+def lstm() -> nn.Module:
+    """Two layers of 128 over bytes: 237,824 parameters."""
+    from fedsim.models.lstm import lstm
+
+    return lstm((LENGTH,), 256, "next-token")
 
 
-def client_rows(client: int) -> tuple[Tensor, Tensor]:
-    """One client's images and classes, as views."""
-    x, y = images()
+def transformer() -> nn.Module:
+    """Two blocks of width 64 over bytes: 138,240 parameters."""
+    from fedsim.models.transformer import transformer
+
+    return transformer((LENGTH,), 256, "next-token")
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": Mlp,
+    "cnn": Cnn,
+    "small-cnn": small_cnn,
+    "lstm": lstm,
+    "transformer": transformer,
+}
+
+
+def client_rows(client: int, net: str = "mlp") -> tuple[Tensor, Tensor]:
+    """One client's inputs and targets, as the net takes them."""
+    x, y = train_rows(net)
     own = slice(client * ROWS, (client + 1) * ROWS)
-    return torch.from_numpy(x[own]), torch.from_numpy(y[own])
+    return _tensor(x[own]), _tensor(y[own])
+
+
+def _tensor(rows: np.ndarray) -> Tensor:
+    values = torch.from_numpy(rows)
+    return values if values.is_floating_point() else values.long()
 
 
 def train(net: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -68,21 +89,32 @@ def train(net: nn.Module, x: Tensor, y: Tensor) -> None:
     order = torch.randperm(len(x))
     x, y = x[order], y[order]
     for start in range(0, len(x), BATCH):
-        loss = nn.functional.cross_entropy(net(x[start : start + BATCH]), y[start : start + BATCH])
+        loss = mean_loss(net(x[start : start + BATCH]), y[start : start + BATCH])
         torch._foreach_add_(parameters_data(parameters), torch.autograd.grad(loss, parameters), alpha=-LEARNING_RATE)
 
 
-def parameters_data(parameters: list[nn.Parameter]) -> list[Tensor]:
+def mean_loss(output: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of [B, C] logits, or of [B, L, C] at every place."""
+    if output.ndim > 2:
+        output, targets = output.flatten(0, 1), targets.flatten()
+    return nn.functional.cross_entropy(output, targets)
+
+
+@torch.no_grad()
+def measure(net: nn.Module, name: str, share: int = 1) -> tuple[float, float]:
+    """Loss and accuracy on what every round's model is measured on, or on one of `share` equal parts of it."""
+    x, y = (_tensor(rows[: len(rows) // share]) for rows in measured_rows(name))
+    output = net(x)
+    return float(mean_loss(output, y)), float((output.argmax(-1) == y).float().mean())
+
+
+def parameters_data(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """The parameters' values, which may be changed in place."""
     return [parameter.data for parameter in parameters]
 
 
-def arguments() -> tuple[str, int, int]:
-    """Net, clients a round and rounds, as `engine.py` passes them to a contender."""
-    net, cohort, rounds = sys.argv[1:4]
-    return net, int(cohort), int(rounds)
-
-
-def report(ended: list[float]) -> None:
-    """Tell `engine.py` the Unix time at which every round ended."""
-    print(json.dumps(ended))
+@torch.no_grad()
+def distance(values: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """Euclidean distance between two models."""
+    squares = [(value - other).square().sum() for value, other in zip(values, others, strict=True)]
+    return math.sqrt(float(sum(squares)))

@@ -341,7 +341,7 @@ FILLED_IN: Mapping[str, Callable[[Federation], Any]] = {
     "shape": lambda federation: tuple(federation.x.shape[1:]),
     "classes": lambda federation: len(federation.classes),
     "task": lambda federation: federation.task,
-    "largest": lambda federation: float(federation.x.max()),
+    "largest": lambda federation: float(federation.at_once("adversary backdoor").x.max()),
 }
 """Parameters that an attack is given where it has them, from the rows under attack."""
 

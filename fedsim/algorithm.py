@@ -2,6 +2,9 @@
 
 The client half is one function that reads like the paper; the platform owns the loop inside `local.train`
 (batches, optimiser, privacy). Vectors are flat, [D], so plain arithmetic says it all. See `strategies/`.
+
+The same function serves a stack of C clients that are trained at once: vectors are then [C, D], a client's numbers
+[C, 1]. So what sums over coordinates does it over the last dimension and keeps that: `.sum(-1, keepdim=True)`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
 Vectors = Mapping[str, Tensor]
+Scalar = float | Tensor
+"""A number of one client, as a number or [] or [1]; of the clients of a stack, [C, 1]."""
 Weighting = Literal["examples", "uniform"]
 Correction = Callable[[Tensor, Tensor], Tensor]
 Init = Callable[[Tensor, int], Tensor]
@@ -35,26 +40,37 @@ LossTerm = Callable[[nn.Module, Batch], Tensor]
 
 
 class Trained(NamedTuple):
-    """What `train` returns: parameters [D], number of steps, the sum of effective step sizes, buffers [E]."""
+    """What `train` returns: parameters [D], number of steps, the sum of effective step sizes, buffers [E].
+
+    Of a stack: parameters [C, D], steps and step sizes [C, 1], buffers [C, E].
+    """
 
     params: Tensor
-    steps: int
-    step_size: float
+    steps: Scalar
+    step_size: Scalar
     buffers: Tensor
 
 
 class Local(Protocol):
-    """What a client half sees of its client."""
+    """What a client half sees of its client, or of the clients of a stack."""
 
     received: Tensor
-    """The global model [D], with this client's own values on personal coordinates."""
+    """The global model [D] or [C, D], with each client's own values on personal coordinates."""
     shared: Vectors
     """Vectors the server sent along, by name."""
     state: Vectors
-    """This client's own vectors, kept from the last round it took part in."""
-    number: int
-    rows: int
+    """The client's own vectors, kept from the last round it took part in."""
     round: int
+
+    @property
+    def number(self) -> Scalar:
+        """Who it is."""
+        ...
+
+    @property
+    def rows(self) -> Scalar:
+        """How many train rows it has."""
+        ...
 
     def train(
         self,
@@ -70,7 +86,7 @@ class Local(Protocol):
         """Train from `start` on the client's train rows with the scenario's local optimiser.
 
         Args:
-            start: [D], unchanged by the call.
+            start: [D] or [C, D], unchanged by the call.
             correct: (gradient, params) -> gradient, applied to every step's (noised) gradient.
             at: params -> the point whose gradient is taken, when it is not `params`.
             loss_term: a term of its own for each example's loss.
@@ -83,32 +99,32 @@ class Local(Protocol):
         ...
 
     def loss(self, params: Tensor) -> Tensor:
-        """Mean loss [] on the train rows; refused under example-level privacy."""
+        """Mean loss [] or [C, 1] on the train rows; refused under example-level privacy."""
         ...
 
     def data(self) -> Batch:
-        """All train rows; refused under example-level privacy."""
+        """All train rows; refused under example-level privacy, and of a stack, which is then trained one by one."""
         ...
 
     def frozen(self, params: Tensor) -> nn.Module:
-        """A model with these parameters [D], in evaluation mode, that does not learn, for a loss term."""
+        """A model with these parameters, [D] or [C, D], in evaluation mode, that does not learn, for a loss term."""
         ...
 
 
 class Upload(NamedTuple):
-    """What a client half returns; `state` stays with the client.
+    """What a client half returns; `state` stays with the client. Of a stack everything has C rows.
 
     Attributes:
         update: [D].
         extra: the algorithm's extra vectors, [D] each.
-        scalars: [] each.
+        scalars: numbers, [] or [1] each.
         state: what the client keeps.
         buffers: [E] floating buffers to average; by default those of the last `train`.
     """
 
     update: Tensor
     extra: Vectors = {}
-    scalars: Vectors = {}
+    scalars: Mapping[str, Scalar] = {}
     state: Vectors = {}
     buffers: Tensor | None = None
 

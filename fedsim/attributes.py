@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedsim.parameters import encode, view
+from fedsim.arrays import encode, view
 
 TREE = "tree.json"
 """No attribute has a dot in its name."""

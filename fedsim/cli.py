@@ -68,6 +68,7 @@ def run(
     scenario: ScenarioName,
     settings: Settings = [],  # noqa: B006  typer wants a literal default
     engine: Annotated[str | None, typer.Option(help="ray or inline, instead of the scenario's")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="of a Ray cluster to run on, host:port or auto")] = None,
     out: Annotated[Path | None, typer.Option(help="the run folder, which must not exist")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it would cost, and stop")] = False,
     fast_check: Annotated[bool, typer.Option("--fast-check", help="two clients, two batches, one evaluation")] = False,
@@ -84,7 +85,8 @@ def run(
 
     if sum([dry_run, fast_check, out is not None]) > 1:
         raise ScenarioError("give one of --dry-run, --fast-check and --out: the first two leave no run folder")
-    loaded = load(scenario, [*settings, *([f"engine.kind={engine}"] if engine else [])])
+    chosen = {"engine.kind": engine, "engine.address": ray_address}
+    loaded = load(scenario, [*settings, *(f"{key}={value}" for key, value in chosen.items() if value is not None)])
     stream = sys.stderr if as_json else sys.stdout
     if dry_run:
         _print_forecast(planning.forecast(loaded, data_dir), as_json)

@@ -4,6 +4,7 @@ A cohort is a pure function of (rule, seed, round, participations so far), so th
 same clients as an uninterrupted one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,6 +137,13 @@ def sample(
         cohort = np.sort(generator.choice(clients, size, replace=False, shuffle=False))
     numbers: list[int] = cohort.tolist()
     return numbers
+
+
+def dropouts(rate: float, seed: int, round: int, cohort: Sequence[int]) -> set[int]:
+    """The clients of a cohort that do not answer, each independently with probability `rate`."""
+    if not rate:
+        return set()
+    return {client for client in cohort if seeds.integer(seed, "dropout", round, client) < rate * 2**63}
 
 
 def participation_limit(

@@ -47,17 +47,25 @@ class Combiner:
         return self.combine(updates[order], weights[order], before)
 
 
-def chunk_numbers(rows: Sequence[int]) -> list[int]:
+def chunk_numbers(rows: Sequence[int], stack: int = 1) -> list[int]:
     """For each client of a sorted cohort the number of its chunk.
 
     Args:
         rows: train rows of each client; chunks get near-equal totals.
+        stack: W, how many clients are trained at once; each W of the cohort stay in one chunk.
 
     Returns:
-        Non-decreasing numbers from 0: a chunk for every client up to 16, then up to 64 chunks of about eight
+        Non-decreasing numbers from 0: a chunk for every stack up to 16 of them, then up to 64 chunks of about eight
         clients or more. Every chunk has a client.
     """
-    count = min(len(rows), max(FEWEST_CHUNKS, min(MOST_CHUNKS, len(rows) // 8)))
+    most = max(FEWEST_CHUNKS, min(MOST_CHUNKS, len(rows) // 8))
+    stacks = [sum(rows[start : start + stack]) for start in range(0, len(rows), stack)]
+    numbers = _chunk_numbers(stacks, min(len(stacks), most))
+    return [numbers[position // stack] for position in range(len(rows))]
+
+
+def _chunk_numbers(rows: Sequence[int], count: int) -> list[int]:
+    """The cut into `count` chunks of near-equal totals, none of them empty."""
     total = sum(rows)
     numbers: list[int] = []
     chunk, seen = 0, 0

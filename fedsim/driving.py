@@ -57,10 +57,12 @@ class StockStrategy:
         self._ours = AlgorithmStrategy(work)  # evaluates, and keeps model and counts
         self._own = attributes.tensors_of(self._strategy)
         self._layout, self._federation, self._seed = work.layout, work.federation, work.job.scenario.seed
+        self._width = work.width
         self._adversary, self._attackers = work.adversary, frozenset(work.job.attackers)
         self._scalars = tuple(work.algorithm.scalars)
         self._figures = FIGURES | {f"scalar/{name}" for name in self._scalars}
-        self._numbers: dict[int, int] = {}
+        if work.width > 1:
+            self._figures |= {"stack"}
 
     @property
     def server(self) -> Server:
@@ -109,7 +111,6 @@ class StockStrategy:
             StoppedByPolicy: the strategy failed, or asks for what fedsim's clients do not do.
         """
         nodes = self._ours.nodes(grid)
-        self._numbers = {node: number for number, node in nodes.items()}
         able = [nodes[number] for number in np.flatnonzero(self._federation.train_rows).tolist()]
         if isinstance(self._strategy, FedAvgM):  # it takes its own last result for the model
             self._strategy.current_arrays = arrays.copy()
@@ -121,7 +122,7 @@ class StockStrategy:
         self._ours.cohorts.participations[self.cohort] += 1
         messages = []
         rows = [int(self._federation.train_rows[number]) for number in self.cohort]
-        for number, chunk in zip(self.cohort, chunk_numbers(rows), strict=True):
+        for number, chunk in zip(self.cohort, chunk_numbers(rows, self._width), strict=True):
             settings = ConfigRecord(
                 {
                     **configs[number],
@@ -187,7 +188,7 @@ class StockStrategy:
     def _asked(self, round: int, purpose: str) -> Iterator[None]:
         """The strategy's own code at work: its draws are this round's, and what it raises ends the run."""
         try:
-            with seeds.scope(self._seed, purpose, round), quiet(), _one_thread(), _quick_collections():
+            with seeds.scope(self._seed, purpose, round), quiet(), _one_thread(), quick_collections():
                 yield
         except FedsimError as error:
             raise StoppedByPolicy(f"round {round}: {self._name}: {error}") from error
@@ -202,7 +203,7 @@ class StockStrategy:
             node, kind = message.metadata.dst_node_id, message.metadata.message_type
             if node not in able or kind != "train":
                 raise StoppedByPolicy(f"it sends a {kind!r} message to node {node}; clients with rows can be trained")
-            number = self._numbers[node]
+            number = self._ours.number(node)
             if number in configs:
                 raise StoppedByPolicy(f"it sends client {number} two messages; one a round is answered")
             sent = [each for each in message.content.values() if isinstance(each, ArrayRecord)]
@@ -252,7 +253,7 @@ class StockStrategy:
 
     def _number(self, reply: Message) -> int:
         """The client that a reply is from."""
-        return self._numbers[reply.metadata.src_node_id]
+        return self._ours.number(reply.metadata.src_node_id)
 
     def _colluded(self, replies: list[Message], collude: Callable[[Tensor, Tensor], Tensor]) -> list[Message]:
         """Replies in which all attackers send what they agree on, given everybody's updates."""
@@ -297,7 +298,7 @@ def _libraries() -> ThreadpoolController:
 
 
 @contextmanager
-def _quick_collections() -> Iterator[None]:
+def quick_collections() -> Iterator[None]:
     """Garbage is looked for among new objects only: Flower has all of it collected for each reply it takes apart."""
     gc.freeze()
     try:

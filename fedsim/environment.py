@@ -39,10 +39,8 @@ def environment(
         uses, torch's threads, names of GPUs, the model, and the data's name and digest.
     """
     return {
-        "python": platform.python_version(),
+        **numerics(),
         "platform": platform.platform(),
-        "processor": processor(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
         "model": model,
@@ -51,6 +49,15 @@ def environment(
         "data_sha256": data_digest,
         "scenario_folder": str(scenario_folder.resolve()),
         "noise": list(noise) if noise is not None else None,
+    }
+
+
+def numerics() -> dict[str, Any]:
+    """What bits depend on at one place: Python, processor, vector instructions and packages."""
+    return {
+        "python": platform.python_version(),
+        "processor": processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "packages": packages(),
     }
 
@@ -67,15 +74,18 @@ def decisive_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Ite
             yield f"{words}: {_short(before)} then, {_short(after)} now"
 
 
-def numerical_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What may change a result's last bits, each in words."""
+def numerical_differences(
+    then: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, str] = ("then", "now")
+) -> Iterator[str]:
+    """What may change a result's last bits, each in words; `names` are those of the two."""
+    first, second = names
     for key in ("python", "processor", "cpu_capability"):
         if then.get(key) != now.get(key):
-            yield f"{key} {then.get(key)} then, {now.get(key)} now"
+            yield f"{key} {then.get(key)} {first}, {now.get(key)} {second}"
     before, after = then.get("packages") or {}, now.get("packages") or {}
     for name in NUMERICAL:
         if before.get(name) != after.get(name):
-            yield f"{name} {before.get(name)} then, {after.get(name)} now"
+            yield f"{name} {before.get(name)} {first}, {after.get(name)} {second}"
 
 
 def _short(value: Any) -> str:

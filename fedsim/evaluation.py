@@ -2,10 +2,11 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from fedsim import seeds
 from fedsim.adversaries import attackers
 from fedsim.composition import algorithm_of
 from fedsim.data.corpus import Task
@@ -78,6 +79,25 @@ def client_metrics(
     return _defined(named)
 
 
+def asked(scenario: Scenario, federation: Federation, part: Part, attacking: Collection[int] = ()) -> np.ndarray:
+    """[n] who measures models on its own rows of a part: all honest clients that have any, or some of them.
+
+    Where `evaluate.clients` is fewer, they are drawn once for the whole run.
+
+    Args:
+        scenario: says how many.
+        federation: whose rows.
+        part: "validation" or "test".
+        attacking: clients that are never asked.
+    """
+    able = federation.sizes(part) > 0
+    able[list(attacking)] = False
+    clients, most = np.flatnonzero(able), scenario.evaluate.clients
+    if most is None or most >= len(clients):
+        return clients
+    return np.sort(seeds.numpy_generator(scenario.seed, "measuring clients").choice(clients, most, replace=False))
+
+
 def headline(task: Task) -> str:
     """The metric by which a task is usually judged, and its best round chosen."""
     return "bits-per-character" if task == "next-token" else "accuracy"
@@ -139,10 +159,10 @@ def _unmeasured(metric: MetricName, scenario: Scenario, federation: Federation) 
         return None if len(federation.central["validation"].x) else "no rows are held out; raise data.split.central"
     if not scenario.evaluate.clients_every:
         return "evaluate.clients_every is 0; set it to 1"
-    rows = federation.sizes("validation")
-    if scenario.adversary is not None:
-        rows[attackers(scenario.adversary, scenario.seed, federation.train_rows > 0)] = 0  # they are not asked
-    if not rows.any():
+    able, adversary = federation.train_rows > 0, scenario.adversary
+    attacking = attackers(adversary, scenario.seed, able) if adversary is not None else ()
+    rows = federation.sizes("validation")[asked(scenario, federation, "validation", attacking)]
+    if not len(rows):
         return "clients have no validation rows; raise data.split.validation"
     number, least = int(counted(rows, scenario.evaluate.min_rows).sum()), scenario.evaluate.min_rows
     if metric.weighting == "worst-10%" and number < 10:

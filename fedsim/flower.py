@@ -20,15 +20,16 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsim.algorithm import Combined, Server
+from fedsim.arrays import encode, recorded
 from fedsim.checkpoints import Snapshot
 from fedsim.combiners import Fold, chunk_numbers
 from fedsim.data.federation import CentralPart, Part
 from fedsim.errors import RunFolderError, ScenarioError, StoppedByPolicy, one_line
-from fedsim.evaluation import client_metrics
-from fedsim.grid import CLIENT_FAILED, FIRST_NODE, SimulatedGrid, with_content
+from fedsim.evaluation import asked, client_metrics
+from fedsim.grid import CLIENT_FAILED, FIRST_NODE, SimulatedGrid, addressed, with_content
 from fedsim.local import Work
 from fedsim.metrics import EvaluatedModel
-from fedsim.parameters import Weights, encode, is_finite, to_record
+from fedsim.parameters import Weights, is_finite, to_record
 from fedsim.privacy.client import Releasing
 from fedsim.privacy.plan import ExampleMechanism
 from fedsim.privacy.uploads import clipped
@@ -66,10 +67,10 @@ class AlgorithmStrategy(Strategy):
         self._declared = job.federation.train_units() if grouped else job.federation.train_rows
         self._releasing = Releasing.of(plan, work.leaving, job.draws) if plan and plan.level == "client" else None
         self._clip = plan.clip if plan is not None else math.inf
-        self._min_rows = job.scenario.evaluate.min_rows
+        self._scenario, self._width = job.scenario, work.width
         self._accepted = np.zeros(job.federation.clients, dtype=np.int64)
-        self._nodes: dict[int, int] = {}
-        self._numbers: dict[int, int] = {}
+        self._nodes: Sequence[int] = ()
+        self._numbers: Mapping[int, int] | None = None
         self._part: Part = "validation"
 
     @property
@@ -135,26 +136,24 @@ class AlgorithmStrategy(Strategy):
     ) -> list[Message]:
         """Sample the cohort and address a message to each of its clients."""
         nodes = self.nodes(grid)
-        self.cohort = self.cohorts.draw(server_round)
-        self._weights = self._weighed(self.cohort)
-        shared = self._shared()
-        rows = [int(self._federation.train_rows[number]) for number in self.cohort]
-        messages = []
-        for number, chunk in zip(self.cohort, chunk_numbers(rows), strict=True):
-            settings = ConfigRecord(
-                {
-                    **config,
-                    "server-round": server_round,
-                    "reply": "sum" if self._summed(grid) else "update",
-                    "chunk": chunk,
-                    "weight": self._weights[number],
-                    "accepted-round": int(self._accepted[number]),
-                    **({"clip": self.clip} if self.clip is not None else {}),
-                }
-            )
-            content = RecordDict({"arrays": arrays, "shared": shared, "config": settings})
-            messages.append(Message(content, nodes[number], "train"))
-        return messages
+        self.cohort = cohort = self.cohorts.draw(server_round)
+        self._weights = self._weighed(cohort)
+        return addressed(
+            "train",
+            [nodes[number] for number in cohort],
+            {"arrays": arrays, "shared": self._shared()},
+            {
+                **config,
+                "server-round": server_round,
+                "reply": "sum" if self._summed(grid) else "update",
+                **({"clip": self.clip} if self.clip is not None else {}),
+            },
+            {
+                "chunk": self._chunks(),
+                "weight": list(self._weights.values()),
+                "accepted-round": self._accepted[cohort].tolist(),
+            },
+        )
 
     def received(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
         """Replies as they count: one that cannot is its client's failure, and attackers send what they agreed on."""
@@ -201,21 +200,21 @@ class AlgorithmStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Ask every client with held-out rows to measure the model on them; config["part"] says which."""
+        """Ask clients with held-out rows, all or some, to measure the model on them; config["part"] says which."""
         nodes = self.nodes(grid)
         self._part = PARTS[str(config.get("part", "validation"))]
-        sizes = self._federation.sizes(self._part)
-        asked = [number for number in np.flatnonzero(sizes).tolist() if number not in self._attackers]
-        own = {"personal": bool(config.get("personal", self.algorithm.personalised))}
-        shared = self._shared() if own["personal"] else ArrayRecord()
-        messages = []
-        for number, chunk in zip(asked, chunk_numbers([int(sizes[number]) for number in asked]), strict=True):
-            settings = {**config, **own, "server-round": server_round, "part": self._part, "chunk": chunk}
-            if own["personal"]:
-                settings["accepted-round"] = int(self._accepted[number])
-            content = RecordDict({"arrays": arrays, "shared": shared, "config": ConfigRecord(settings)})
-            messages.append(Message(content, nodes[number], "evaluate"))
-        return messages
+        numbers = asked(self._scenario, self._federation, self._part, self._attackers)
+        personal = bool(config.get("personal", self.algorithm.personalised))
+        return addressed(
+            "evaluate",
+            [nodes[number] for number in numbers.tolist()],
+            {"arrays": arrays, "shared": self._shared() if personal else ArrayRecord()},
+            {**config, "personal": personal, "server-round": server_round, "part": self._part},
+            {
+                "chunk": chunk_numbers(self._federation.sizes(self._part)[numbers].tolist()),
+                **({"accepted-round": self._accepted[numbers].tolist()} if personal else {}),
+            },
+        )
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The metrics of the global model, and of clients' own, over their rows, under their full names."""
@@ -223,17 +222,21 @@ class AlgorithmStrategy(Strategy):
         named: dict[str, float] = {}
         for model in models:
             if statistics := statistics_of(answered, model):
-                named |= client_metrics(self._problem, statistics, self._part, self._min_rows, model)
+                named |= client_metrics(self._problem, statistics, self._part, self._scenario.evaluate.min_rows, model)
         return MetricRecord({**named}) if named else None
 
     def summary(self) -> None:
         """Nothing: a run's summary comes from its records."""
 
-    def nodes(self, grid: Grid) -> Mapping[int, int]:
-        """Node id of every client: known on our grids, asked for once on any other."""
+    def nodes(self, grid: Grid) -> Sequence[int]:
+        """[K] node id of every client: known on our grids, asked for once on any other."""
         if not self._nodes:
             self._find_nodes(grid)
         return self._nodes
+
+    def number(self, node: int) -> int:
+        """The client of a node id."""
+        return node - FIRST_NODE if self._numbers is None else self._numbers[node]
 
     def _stepped(self, round: int, cohort: Combined) -> Server:
         """The server after its step; what it was before is still being written to the disk, so it must stay."""
@@ -267,7 +270,7 @@ class AlgorithmStrategy(Strategy):
         return None if is_finite(after.params) else "made a model that is not finite"
 
     def _shared(self) -> ArrayRecord:
-        return ArrayRecord({name: encode(vector.numpy()) for name, vector in self.server.shared.items()})
+        return recorded({name: encode(vector.numpy()) for name, vector in self.server.shared.items()})
 
     def _summed(self, grid: Grid) -> bool:
         """Whether workers sum their chunks: where nobody needs a single update."""
@@ -302,7 +305,7 @@ class AlgorithmStrategy(Strategy):
         if rule == "uniform":
             return dict.fromkeys(numbers, 1.0)
         if rule == "examples":
-            return {number: float(self._declared[number]) for number in numbers}
+            return dict(zip(numbers, self._declared[numbers].astype(float).tolist(), strict=True))
         try:
             weights = dict(zip(numbers, map(float, rule(self.server, torch.tensor(numbers))), strict=True))
         except Exception as error:
@@ -313,9 +316,11 @@ class AlgorithmStrategy(Strategy):
 
     def _number(self, reply: Message) -> int:
         """The client that a reply is from."""
-        if not self._numbers:
-            self._numbers = {node: number for number, node in self._nodes.items()}
-        return self._numbers[reply.metadata.src_node_id]
+        return self.number(reply.metadata.src_node_id)
+
+    def _chunks(self) -> list[int]:
+        """The chunk of every client of the cohort."""
+        return chunk_numbers(self._federation.train_rows[self.cohort].tolist(), self._width)
 
     def _colluded(self, replies: list[Message], collude: Callable[[Tensor, Tensor], Tensor]) -> list[Message]:
         """Replies in which all attackers send what they agree on, given everybody's updates."""
@@ -345,7 +350,7 @@ class AlgorithmStrategy(Strategy):
         """The weighted sum of the cohort's contributions, in fixed brackets; None where nobody answered."""
         if not self.cohort:
             return None
-        chunks = chunk_numbers([int(self._federation.train_rows[number]) for number in self.cohort])
+        chunks = self._chunks()
         folds = [Fold() for _ in range(chunks[-1] + 1)]
         for number, chunk in zip(self.cohort, chunks, strict=True):
             if number in sound and (vector := vector_of(sound[number])) is not None:
@@ -379,15 +384,17 @@ class AlgorithmStrategy(Strategy):
         return combined
 
     def _find_nodes(self, grid: Grid) -> None:
+        clients = range(self._federation.clients)
         if isinstance(grid, SimulatedGrid):
-            self._nodes = {number: number + FIRST_NODE for number in range(self._federation.clients)}
+            self._nodes = range(FIRST_NODE, len(clients) + FIRST_NODE)
             return
         queries = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
-        for reply in grid.send_and_receive(messages=queries):
-            if not reply.has_error():
-                self._nodes[int(metrics_of(reply)["number"])] = reply.metadata.src_node_id  # type: ignore[arg-type]
-        if absent := sorted(set(range(self._federation.clients)) - set(self._nodes)):
+        sound = [reply for reply in grid.send_and_receive(messages=queries) if not reply.has_error()]
+        found = {int(metrics_of(reply)["number"]): reply.metadata.src_node_id for reply in sound}  # type: ignore[arg-type]
+        if absent := sorted(set(clients) - set(found)):
             raise ScenarioError(f"clients {', '.join(map(str, absent[:5]))} have no node; start one for each client")
+        self._nodes = [found[number] for number in clients]
+        self._numbers = {node: number for number, node in found.items()}
 
 
 def agreed_on(
@@ -454,7 +461,7 @@ def with_update(reply: Message, vector: Tensor) -> Message:
     if reply.has_error():
         return reply
     figures = MetricRecord({**metrics_of(reply), "norm": float(vector.double().norm())})
-    content = {**reply.content, "update": ArrayRecord({"vector": encode(vector.numpy())}), "metrics": figures}
+    content = {**reply.content, "update": recorded({"vector": encode(vector.numpy())}), "metrics": figures}
     return with_content(reply, RecordDict(content))
 
 

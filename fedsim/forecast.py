@@ -10,6 +10,7 @@ import numpy as np
 
 from fedsim.algorithm import initial
 from fedsim.cohorts import expected_size
+from fedsim.evaluation import asked
 from fedsim.local import Received, Work, one_thread
 from fedsim.privacy.accountant import rounded_up
 from fedsim.stock import cohort_size
@@ -99,7 +100,7 @@ def _cost(work: Work, workers: int) -> Cost:
 
 def _seconds(work: Work, cohort: float, workers: int) -> float:
     """Of all rounds."""
-    scenario, own = work.job.scenario, work.federation.sizes("validation")
+    scenario, own = work.job.scenario, _held_out(work)
     client_seconds, row_seconds = _measure(work)
     held_out = len(work.federation.central["validation"].x)
     every, clients_every = scenario.evaluate.every, scenario.evaluate.clients_every
@@ -111,7 +112,14 @@ def _seconds(work: Work, cohort: float, workers: int) -> float:
 def _evaluated(work: Work) -> float:
     """Clients that evaluate in a round, on average."""
     every = work.job.scenario.evaluate.clients_every
-    return int((work.federation.sizes("validation") > 0).sum()) / every if every else 0.0
+    return len(_held_out(work)) / every if every else 0.0
+
+
+def _held_out(work: Work) -> np.ndarray:
+    """[n] validation rows of the clients that are asked for them."""
+    clients = asked(work.job.scenario, work.federation, "validation", work.job.attackers)
+    rows: np.ndarray = work.federation.sizes("validation")[clients]
+    return rows
 
 
 def _state_bytes(work: Work) -> int:

@@ -8,9 +8,9 @@ needs (a test watches their version).
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -21,8 +21,9 @@ from fedsim.states import ClientStates, State
 FIRST_NODE = 2
 """Flower reserves node ids 0 and 1; on a simulated grid a client's node id is its number + 2."""
 CLIENT_FAILED = 2
+DROPPED_OUT = 5
 WORKER_LOST = 8
-"""Flower's error codes for a ClientApp that raised, and for one whose process died."""
+"""Flower's error codes for a ClientApp that raised, for a node out of reach, and for one whose process died."""
 _message_ids = count(1)
 
 
@@ -150,6 +151,67 @@ class Selected(Grid):
     def run(self) -> Run:
         """Flower's description of the run."""
         return self._grid.run
+
+
+def addressed(
+    kind: str,
+    nodes: Sequence[int],
+    arrays: Mapping[str, ArrayRecord],
+    common: Mapping[str, Any],
+    own: Mapping[str, Sequence[int | float]],
+) -> list[Message]:
+    """A message for each node: records that all share, and a "config" with some values of its own.
+
+    Records are copied: Flower checks every value of a new one, which takes ten times as long.
+
+    Args:
+        kind: of the messages.
+        nodes: whom they are for.
+        arrays: records of arrays by name, the same in all messages.
+        common: values of all configs by name.
+        own: by name the value of each node's config.
+    """
+    config, messages = ConfigRecord({**common}), []
+    content = RecordDict({**arrays, "config": config})
+    for node, *values in zip(nodes, *own.values(), strict=True):
+        told, mine = config.copy(), content.copy()
+        for name, value in zip(own, values, strict=True):
+            told[name] = value
+        mine["config"] = told
+        messages.append(Message(mine, node, kind))
+    return messages
+
+
+def answers(
+    grid: Grid, messages: Sequence[Message], absent: Mapping[int, str], *, stacked: bool = False
+) -> list[Message]:
+    """A reply to every message, in order; those of absent clients are failures for their reason.
+
+    Args:
+        grid: of simulated clients.
+        messages: one for each client.
+        absent: clients that do no work, and why.
+        stacked: whether clients are trained in stacks, in which absent ones keep their places.
+    """
+    asked = [
+        silenced(message) if client_number(message) in absent else message
+        for message in messages
+        if stacked or client_number(message) not in absent
+    ]
+    replies = iter(grid.send_and_receive(messages=asked))
+    answered = []
+    for message in messages:
+        reason = absent.get(client_number(message))
+        reply = next(replies) if stacked or reason is None else None
+        answered.append(reply if reply is not None and reason is None else failure(message, DROPPED_OUT, str(reason)))
+    return answered
+
+
+def silenced(message: Message) -> Message:
+    """A message whose client keeps its place in its stack and is not trained."""
+    config = message.content["config"]
+    assert isinstance(config, ConfigRecord)
+    return with_content(message, RecordDict({**message.content, "config": ConfigRecord({**config, "silent": True})}))
 
 
 def client_number(message: Message) -> int:

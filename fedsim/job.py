@@ -4,9 +4,10 @@
 which builds model and algorithm from it by itself; the federation's arrays are shared memory there.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from torch import nn
 from fedsim import registry, seeds
 from fedsim.adversaries import Adversary, attackers, make_adversary
 from fedsim.algorithm import Algorithm
-from fedsim.cohorts import CohortRule, Cohorts, expected_size, largest_size
+from fedsim.cohorts import CohortRule, Cohorts, dropouts, expected_size, largest_size
+from fedsim.compiled import Libraries, libraries_of
 from fedsim.composition import algorithm_of, check_algorithm, check_driven
 from fedsim.data.build import build
 from fedsim.data.corpus import Corpus, Folders, Task
-from fedsim.data.federation import Federation
+from fedsim.data.federation import Federation, Rows
+from fedsim.data.population import Population, spread
 from fedsim.errors import FedsimError, PrivacyError, ScenarioError
 from fedsim.machine import available_memory
 from fedsim.model import check_model, check_size, make_model, model_name, model_reference
@@ -30,10 +33,10 @@ from fedsim.privacy.levels import plan_client, plan_example, plan_local
 from fedsim.privacy.plan import Plan
 from fedsim.privacy.requests import AdaptiveClipping, ClientPrivacy, ExamplePrivacy, LocalPrivacy
 from fedsim.problem import Problem, problem_for
-from fedsim.scenario import Scenario
+from fedsim.scenario import Engine, Scenario
 
 ModelSource = str | Callable[..., nn.Module]
-CorpusSource = Callable[[Folders], Corpus]
+CorpusSource = Callable[[Folders], Corpus | Population]
 _WORKER_BYTES = 150_000_000  # of its own that a process has once torch is imported; 170 MB were measured
 
 
@@ -49,6 +52,7 @@ class Job:
         privacy: what is promised, with its noise solved, or None.
         attackers: clients that follow the adversary, sorted.
         apart: [K] everybody's train rows before one client got them all, for a pooled algorithm; else None.
+        compiled: the local step under `engine.compile`, else None.
     """
 
     scenario: Scenario
@@ -58,11 +62,18 @@ class Job:
     privacy: Plan | None
     attackers: tuple[int, ...] = ()
     apart: np.ndarray | None = None
+    compiled: Libraries | None = None
 
     @property
     def rule(self) -> CohortRule:
         """Who is drawn each round; of pooled rows the one client that has them, always."""
         return self.scenario.cohort.rule if self.apart is None else CohortRule(fraction=1.0)
+
+    def absent(self, round: int, cohort: Sequence[int]) -> dict[int, str]:
+        """The clients of a round's cohort that drop out, and what is recorded of them; pooled rows never do."""
+        rate = self.scenario.cohort.dropout if self.apart is None else 0.0
+        dropped = dropouts(rate, self.scenario.seed, round, cohort)
+        return {number: f"round {round}, client {number}: dropped out (cohort.dropout)" for number in dropped}
 
     def cohorts(self) -> Cohorts:
         """Who is drawn, from round 1 on."""
@@ -157,7 +168,8 @@ def _prepared(federation: Federation, scenario: Scenario, model: ModelSource | N
     _check_machine(scenario, source, federation)
     module = _model(scenario, source, federation)
     problem = problem_for(federation.task, federation.classes)
-    check_model(model_name(source), module, problem, federation.x, federation.y)
+    few = federation.first_rows
+    check_model(model_name(source), module, problem, few.x, few.y)
     check_algorithm(algorithm, scenario, module, layout_of(module), federation.clients)
     check_driven(algorithm, scenario, int((federation.train_rows > 0).sum()))
     privacy = plan_of(scenario, federation, algorithm)
@@ -168,13 +180,33 @@ def _prepared(federation: Federation, scenario: Scenario, model: ModelSource | N
             "data.standardise = false"
         )
     if scenario.privacy.example is not None:
-        from fedsim.privacy.example import private_module  # Opacus takes seconds to import
+        from fedsim.privacy.example import private_module
 
-        twin = private_module(module, model_name(source), scenario.privacy.example.gradients)
-        twin.module(problem.inputs(federation.x[:1]))  # the first pass tries its per-example gradients
+        twin = private_module(module, model_name(source))
+        twin.module(problem.inputs(few.x[:1]))  # the first pass tries its per-example gradients
     attacking = _attackers(scenario, federation, algorithm)
     named_data = scenario.data.name if data is None else model_reference(data)
-    return Job(scenario, federation, source, named_data, privacy, attacking, apart)
+    compiled = None
+    if scenario.engine.compile:
+        most = federation.rows(int(np.argmax(federation.train_rows)), "train")  # one row would mix with itself alone
+        compiled = _compiled(scenario, algorithm, module, model_name(source), problem, most)
+    return Job(scenario, federation, source, named_data, privacy, attacking, apart, compiled)
+
+
+def _compiled(
+    scenario: Scenario, algorithm: Algorithm, module: nn.Module, name: str, problem: Problem, rows: Rows
+) -> Libraries | None:
+    """The local step under `engine.compile`; None for an algorithm whose own model counts and does not train."""
+    if algorithm.features:
+        raise ScenarioError(
+            f"engine.compile: strategy {algorithm.name!r} adds a term to the loss, which cannot be compiled; "
+            "set engine.compile = false"
+        )
+    if algorithm.model:
+        return None
+    size = scenario.train.batch_size
+    inputs, targets = problem.inputs(rows.x[:size]), problem.targets(rows.y[:size])
+    return libraries_of(module, name, problem, inputs, targets, size, plain=scenario.train.plain)
 
 
 def federate(scenario: Scenario, folders: Folders, data: CorpusSource | None = None) -> Federation:
@@ -193,16 +225,16 @@ def named(origin: str) -> Iterator[None]:
 
 
 def _federated(scenario: Scenario, folders: Folders, data: CorpusSource | None) -> Federation:
-    corpus = data(folders) if data is not None else _corpus(scenario, folders)
-    split = scenario.data.split
-    return build(
-        corpus,
-        scenario.seed,
-        scenario.data.partition,
-        central=split.central,
-        shares=(split.train, split.validation, split.test),
-        min_rows=scenario.data.min_rows,
-    )
+    corpus, split, least = _corpus(scenario, folders, data), scenario.data.split, scenario.data.min_rows
+    shares, seed, partition = (split.train, split.validation, split.test), scenario.seed, scenario.data.partition
+    if isinstance(corpus, Corpus):
+        return build(corpus, seed, partition, central=split.central, shares=shares, min_rows=least)
+    if partition != {"kind": "natural"}:
+        raise ScenarioError(
+            f'data.partition: data {corpus.name!r} come client by client; write partition = {{ kind = "natural" }}'
+        )
+    opening = partial(_population, scenario, folders, data)
+    return spread(opening, seed, central=split.central, shares=shares, min_rows=least)
 
 
 def check_cohort(scenario: Scenario, clients: int) -> None:
@@ -223,8 +255,14 @@ def check_cohort(scenario: Scenario, clients: int) -> None:
 def _check_machine(scenario: Scenario, source: ModelSource, federation: Federation) -> None:
     """Refuse a model or a number of workers for which this machine has no memory, before any is taken."""
     check_size(*_asked(scenario, source, federation))
-    workers, free = scenario.engine.workers or 1, available_memory()
-    if scenario.engine.kind == "ray" and free is not None and workers * _WORKER_BYTES > free:
+    check_workers(scenario.engine)
+
+
+def check_workers(engine: Engine) -> None:
+    """Refuse more workers than this machine has memory for; a cluster's machines are not this one."""
+    workers, free = engine.workers or 1, available_memory()
+    here = engine.kind == "ray" and engine.address is None
+    if here and free is not None and workers * _WORKER_BYTES > free:
         raise ScenarioError(
             f"engine.workers = {workers}: each is a process of at least {_WORKER_BYTES / 1e6:.0f} MB, and "
             f"{free / 1e9:.3g} GB of memory are free; lower it, or leave it out for one per core"
@@ -268,13 +306,22 @@ def _adversary(scenario: Scenario, federation: Federation) -> Adversary | None:
     return make_adversary(table, federation, scenario.folder)
 
 
-def _corpus(scenario: Scenario, folders: Folders) -> Corpus:
+def _population(scenario: Scenario, folders: Folders, data: CorpusSource | None) -> Population:
+    """The population that a scenario names, once it is known to be one; in every process that needs its rows."""
+    population = _corpus(scenario, folders, data)
+    assert isinstance(population, Population)
+    return population
+
+
+def _corpus(scenario: Scenario, folders: Folders, data: CorpusSource | None) -> Corpus | Population:
+    if data is not None:
+        return data(folders)
     table = scenario.data
     function = registry.find("fedsim.data.sources", table.name, scenario.folder, "data.name")
     arguments = registry.bind(function, table.settings, "data", reserved=("folders",), own=type(table).model_fields)
     corpus = registry.call(function, f"data {table.name}", folders=folders, **arguments)
-    if not isinstance(corpus, Corpus):
-        raise ScenarioError(f"data.name: {table.name} returned {type(corpus).__name__}, not a Corpus")
+    if not isinstance(corpus, Corpus | Population):
+        raise ScenarioError(f"data.name: {table.name} returned {type(corpus).__name__}, not a Corpus or a Population")
     return corpus
 
 

@@ -1,12 +1,14 @@
 """One client's work in one round: train on its own rows, or measure a model on them.
 
 `Work` lives in a worker and does the work of any client, one after another, on one model that lies on flat
-vectors. The training itself is in `training.py`.
+vectors. The training itself is in `training.py`. Clients of a stack train together (`together.py`), and each comes to
+`Work.contribution` as one that has trained alone.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -15,9 +17,13 @@ from torch import Tensor, nn
 
 from fedsim import seeds
 from fedsim.algorithm import Upload, Vectors, initial
+from fedsim.compiled import Program
 from fedsim.composition import personal_masks
 from fedsim.data.federation import Rows
+from fedsim.devices import make_repeatable, of_worker
 from fedsim.errors import ClientError, FedsimError, NotFiniteError, one_line
+from fedsim.functional import StackedModel
+from fedsim.images import prefer_channels_last
 from fedsim.job import Job
 from fedsim.metrics import Statistics
 from fedsim.parameters import FlatModule, Weights, from_record, is_finite
@@ -72,22 +78,41 @@ class _Done(NamedTuple):
 class Work:
     """Does any client's work, in this process."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, worker: int = 0) -> None:
+        """Set up for a job's work.
+
+        Args:
+            job: to be done.
+            worker: which of several this is, from 0; they share the devices.
+        """
         self.job = job
+        self.device = of_worker(job.scenario.engine.devices or ["cpu"], worker)
         self.federation = job.federation
         self.problem = job.build_problem()
         self.algorithm = job.build_algorithm()
         plain = job.build_model()
         self.private = _private_twin(plain, job) if job.scenario.privacy.example is not None else None
-        self.plain = FlatModule(plain)
+        self.plain = FlatModule(prefer_channels_last(plain))  # after its twin: gradients of rows need the usual way
         self.layout = self.plain.layout
         self.initial = Weights(self.plain.vector, self.plain.buffers).clone()
         pattern = self.algorithm.personal
         self.personal = personal_masks(self.layout, pattern) if pattern is not None else None
+        self.program = Program(job.compiled, self.plain) if job.compiled is not None else None
         self.leaving = self._leaving()
-        self.adversary = job.build_adversary()
+        self.adversary, self.attackers = job.build_adversary(), frozenset(job.attackers)
         self.frozen: list[FlatModule] = []
         self._latest: tuple[ArrayRecord, Weights] | None = None
+
+    @property
+    def width(self) -> int:
+        """W, how many clients are trained at once."""
+        return self.job.scenario.engine.stack or 1
+
+    @cached_property
+    def stacked(self) -> StackedModel:
+        """The model as a function of the flat vectors of a stack."""
+        make_repeatable(self.device, self.job.scenario.engine.gpu_memory)
+        return StackedModel(self.job.build_model().to(self.device), self.problem)
 
     def bytes_down(self, training: bool) -> int:
         """Bytes of the arrays that a real network would carry to a client."""
@@ -146,19 +171,28 @@ class Work:
         Raises:
             ClientError: names round and client; whatever went wrong in the client's work.
         """
+        with self.named(number, round), self.limited():
+            client = self.client(number, round, received, state, steps)
+            seeds.seed_globals(self.job.scenario.seed, "train", round, number)
+            return self.contribution(client, lambda: self._worked(client), received.clip)
+
+    @contextmanager
+    def named(self, number: int, round: int) -> Iterator[None]:
+        """Whatever goes wrong inside the block is that client's failure, and names it."""
         try:
-            with self.limited():
-                return self._train(number, round, received, state, steps)
+            yield
         except FedsimError as error:
             raise ClientError(f"round {round}, client {number}: {error}") from error
         except Exception as error:
             raise ClientError(f"round {round}, client {number}: {one_line(error)}") from error
 
     @contextmanager
-    def limited(self) -> Iterator[None]:
-        """One client's work: its time limit, and models that are in order whatever ends it."""
+    def limited(self, clients: int = 1) -> Iterator[None]:
+        """The work of one client, or of several at once: its time limit, and models that are in order afterwards."""
+        limit, key = self.job.scenario.cohort.client_timeout, "cohort.client_timeout"
+        what = key if clients == 1 else f"{key} times {clients} clients that are trained together"
         try:
-            with time_limit(self.job.scenario.cohort.client_timeout, "cohort.client_timeout"):
+            with time_limit(None if limit is None else limit * clients, what):
                 yield
         except Exception:
             for flat in filter(None, (self.plain, self.private)):
@@ -166,40 +200,54 @@ class Work:
                     flat.reattach()
             raise
 
-    def _train(
-        self, number: int, round: int, received: Received, state: State | None, steps: list[Step] | None
-    ) -> Contribution:
+    def client(
+        self, number: int, round: int, received: Received, state: State | None, steps: list[Step] | None = None
+    ) -> LocalClient:
+        """A client as it begins its round; arguments as of `train`."""
         own = self._own(state)
-        received = received._replace(weights=self._personalised(received.weights, own))
-        start = received.weights.vector
-        client = LocalClient(self, number, round, start, received.shared, own, received.weights.buffers, steps)
-        seeds.seed_globals(self.job.scenario.seed, "train", round, number)
+        weights = self._personalised(received.weights, own)
+        return LocalClient(self, number, round, weights.vector, received.shared, own, weights.buffers, steps)
+
+    def contribution(self, client: LocalClient, worked: Callable[[], Upload], clip: float | None) -> Contribution:
+        """What leaves a client, alone or of a stack; to be called inside `named`.
+
+        Args:
+            client: as it is after its steps.
+            worked: gives what its client half came to, or raises why it has failed.
+            clip: see `Received`.
+        """
+        number, round = client.number, client.round
         try:
-            done = self._worked(client, received.weights)
+            done = self._done(client, worked())
         except NotFiniteError:
             if not self.noises_itself:
                 raise
-            done = _Done(torch.zeros(self.contribution_size, dtype=start.dtype), own, {})  # a failure would be seen
+            nothing = torch.zeros(self.contribution_size, dtype=client.received.dtype)
+            done = _Done(nothing, client.state, {})  # a failure would be seen
         vector = self._cut(self._sent(number, round, self._noised(number, round, done.vector)))
         norm = math.sqrt(float(vector @ vector))
         if not (math.isfinite(norm) or is_finite(vector)):
             raise ClientError(f"the update is not finite after {client.steps} steps. {client.advice}")
-        vector = self._clipped(vector, received.clip)
+        vector = self._clipped(vector, clip)
         return Contribution(vector, done.scalars, done.state, norm, client.mean_loss, client.steps)
 
-    def _worked(self, client: LocalClient, received: Weights) -> "_Done":
+    def _worked(self, client: LocalClient) -> Upload:
         """What the client half makes of what it received."""
-        start = received.vector
-        untouched = start._version
+        untouched = client.received._version
         upload = self.algorithm.client(client)
-        if start._version != untouched:  # the next client of the chunk reads the same memory
+        if client.received._version != untouched:  # the next client of the chunk reads the same memory
             raise ClientError("the strategy's client half changed local.received in place; compute a new vector")
+        return upload
+
+    def _done(self, client: LocalClient, upload: Upload) -> _Done:
+        """An upload as one vector, and what stays with the client."""
         self._check_shapes(upload)
         kept, update = dict(upload.state), upload.update
         buffers = client.buffers if upload.buffers is None else upload.buffers
-        change = self._change(received.buffers, buffers)
+        change = self._change(client.first_buffers, buffers)
         if (masks := self.personal) is not None:
-            kept |= {_PERSONAL: (start + update)[masks.parameters], _PERSONAL_BUFFERS: buffers[masks.buffers]}
+            own = (client.received + update)[masks.parameters]
+            kept |= {_PERSONAL: own, _PERSONAL_BUFFERS: buffers[masks.buffers]}
         vector = self._packed(upload, change)
         if self.noises_itself and not is_finite(vector):
             raise NotFiniteError("the update is not finite")
@@ -214,11 +262,10 @@ class Work:
             received: the global model and the shared vectors as they are then.
             state: the client's own vectors, None before its first accepted round.
         """
-        own = self._own(state)
-        weights = self._personalised(received.weights, own)
+        client = self.client(number, round, received, state)
+        weights = Weights(client.received, client.first_buffers)
         if self.algorithm.own_model is None:
             return weights
-        client = LocalClient(self, number, round, weights.vector, received.shared, own, weights.buffers)
         seeds.seed_globals(self.job.scenario.seed, "own model", round, number)
         try:
             vector = self.algorithm.own_model(client)
@@ -245,7 +292,7 @@ class Work:
 
     def _sent(self, number: int, round: int, vector: Tensor) -> Tensor:
         """What leaves the client: its contribution, or what the adversary makes of it."""
-        if self.adversary is None or self.adversary.upload is None or number not in self.job.attackers:
+        if self.adversary is None or self.adversary.upload is None or number not in self.attackers:
             return vector
         sent = self.adversary.upload(vector, seeds.numpy_generator(self.job.scenario.seed, "attack", round, number))
         if sent.shape != vector.shape:
@@ -302,6 +349,8 @@ class Work:
 
         An unchanged value counts as 0 even where it is infinite (a mask).
         """
+        if not len(before):
+            return before
         if self.private is not None:
             return torch.zeros_like(before)
         return torch.where(after == before, torch.zeros_like(before), after - before)
@@ -352,8 +401,6 @@ def one_thread() -> Iterator[None]:
 
 
 def _private_twin(plain: nn.Module, job: Job) -> FlatModule:
-    from fedsim.privacy.example import private_module  # Opacus takes seconds to import
+    from fedsim.privacy.example import private_module
 
-    asked = job.scenario.privacy.example
-    assert asked is not None
-    return private_module(plain, job.model_title, asked.gradients)
+    return private_module(plain, job.model_title)

@@ -36,6 +36,22 @@ def free_shared_memory() -> int | None:
     return shutil.disk_usage(folder).free if folder.is_dir() else None
 
 
+def limit_memory(gigabytes: float) -> None:
+    """Let this process use so much memory of its own, beside what it has: what asks for more gets an error.
+
+    Files and memory that it shares with others do not count. Where the system knows no such limit there is none.
+    """
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return
+    import resource  # not everywhere
+
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    reserved, used = (1024 * int(fields[name].split()[0]) for name in ("VmData", "RssAnon"))
+    limit = max(0, reserved - used) + int(gigabytes * 1e9)  # stacks of threads are reserved and hardly used
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
 def _memory_information(system: Path) -> int | None:
     listing = system / "proc/meminfo"
     lines = listing.read_text().splitlines() if listing.is_file() else []

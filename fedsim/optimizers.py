@@ -1,6 +1,13 @@
-"""The local optimiser: torch's own, on one flat vector, with fresh state every round and a rate per round."""
+"""The local optimiser, its state fresh and its rate set every round, and the precision of the pass before its step.
+
+A step is one call of the kernels under `torch.optim`'s `fused=True`, one pass over memory. `torch.optim` itself imports
+torch's compiler at its first step, a second in every process, and takes as long as a small net's step to call them.
+"""
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,14 +15,77 @@ from torch import Tensor
 from fedsim.scenario import Train
 
 
-def make_optimizer(settings: Train, params: Tensor, learning_rate: float) -> torch.optim.Optimizer:
-    """The local optimiser on one flat vector, with fresh state."""
+class Optimizer(Protocol):
+    """Moves the vector that it was made for, against the gradient in the vector's `grad`."""
+
+    def step(self) -> None:
+        """One step."""
+        ...
+
+
+def make_optimizer(settings: Train, params: Tensor, learning_rate: float) -> Optimizer:
+    """The local optimiser on flat vectors `params`, one [D] or several [C, D], with fresh state."""
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            [params], learning_rate, settings.momentum, weight_decay=settings.weight_decay, foreach=False
+        return _Sgd(params, learning_rate, settings.momentum, settings.weight_decay)
+    step = {"adam": torch._fused_adam_, "adamw": torch._fused_adamw_}[settings.optimizer]
+    return _Adam(step, params, learning_rate, settings.weight_decay)
+
+
+class _Sgd:
+    """As `torch.optim.SGD`: v <- m v + g + decay w (at first g + decay w), w <- w - rate v."""
+
+    def __init__(self, params: Tensor, rate: float, momentum: float, decay: float) -> None:
+        self._params, self._rate, self._momentum, self._decay = params, rate, momentum, decay
+        self._velocity = [torch.empty_like(params)] if momentum else []
+        self._first = True
+
+    def step(self) -> None:
+        torch._fused_sgd_(
+            [self._params],
+            [_gradient_of(self._params)],
+            self._velocity,
+            weight_decay=self._decay,
+            momentum=self._momentum,
+            lr=self._rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=self._first,
         )
-    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    return kind([params], learning_rate, weight_decay=settings.weight_decay, foreach=False)
+        self._first = False
+
+
+class _Adam:
+    """As `torch.optim.Adam` or `AdamW`, with their defaults for beta and epsilon."""
+
+    def __init__(self, kernel: Callable[..., None], params: Tensor, rate: float, decay: float) -> None:
+        self._kernel, self._params, self._rate, self._decay = kernel, params, rate, decay
+        self._means, self._squares = torch.zeros_like(params), torch.zeros_like(params)
+        self._steps = torch.zeros((), dtype=torch.float32, device=params.device)
+
+    def step(self) -> None:
+        self._steps += 1
+        self._kernel(
+            [self._params],
+            [_gradient_of(self._params)],
+            [self._means],
+            [self._squares],
+            [],
+            [self._steps],
+            lr=self._rate,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=self._decay,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def _gradient_of(params: Tensor) -> Tensor:
+    """What is in `grad`, laid out as the kernels want it."""
+    assert params.grad is not None
+    return params.grad.contiguous()
 
 
 def learning_rate(settings: Train, round: int, rounds: int) -> float:
@@ -36,3 +106,11 @@ def effective_steps(steps: int, momentum: float) -> float:
     if momentum == 0.0:
         return float(steps)
     return sum((1 - momentum ** (steps - t)) / (1 - momentum) for t in range(steps))
+
+
+def precise(settings: Train, device: str = "cpu") -> AbstractContextManager[object]:
+    """What a step's forward pass and loss stand in; vectors, gradients and steps stay float32.
+
+    For each step anew: autocast remembers the weights that it has rounded until its block ends.
+    """
+    return torch.autocast(device, torch.bfloat16) if settings.precision == "bf16" else nullcontext()

@@ -6,18 +6,20 @@ one subtraction. Integer buffers (batch norm's counter) stay where they are and 
 """
 
 import hashlib
-import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor, nn
 
+from fedsim.arrays import encode, recorded
+from fedsim.arrays import view as values_of
 from fedsim.errors import ModelError
+from fedsim.products import Found, Gradients
 
 
 class Slot(NamedTuple):
@@ -66,6 +68,10 @@ def _slots(tensors: Mapping[str, Tensor]) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
+def _views(slots: Iterable[Slot], vector: Tensor) -> list[Tensor]:
+    return [vector[slot.start : slot.stop].view(slot.shape) for slot in slots]
+
+
 def _floating_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
 
@@ -96,7 +102,7 @@ class FlatModule:
         Args:
             module: of one floating type throughout.
             parameters: the trainable parameters by the plain model's names and in its order, where the
-                module names or orders them otherwise (Opacus' LSTM does).
+                module names or orders them otherwise (the private LSTM does).
         """
         self.module = module
         self._parameters = dict(parameters) if parameters is not None else _trainable(module)
@@ -111,8 +117,10 @@ class FlatModule:
         self._live_on(torch.cat([parameter.detach().reshape(-1) for parameter in self._tensors]))
         self.gradient = torch.zeros_like(self.vector)
         self.buffers = torch.empty(self.layout.buffer_size, dtype=self.vector.dtype)
-        for slot, parameter in zip(self.layout.parameters, self._tensors, strict=True):
-            parameter.grad = self.gradient[slot.start : slot.stop].view(slot.shape)
+        self._gradient_views = _views(self.layout.parameters, self.gradient)
+        for view, parameter in zip(self._gradient_views, self._tensors, strict=True):
+            parameter.grad = view
+        self._gradients = Gradients(self._tensors)
         self.constants = {
             name: tensor.detach().clone()
             for name, tensor in (*module.named_parameters(), *module.named_buffers())
@@ -132,7 +140,8 @@ class FlatModule:
         """
         self.check()
         self._live_on(torch.empty_like(self.vector).copy_(weights.vector))
-        self.buffers.copy_(weights.buffers)
+        if len(self.buffers):
+            self.buffers.copy_(weights.buffers)
         for counter, first in self._counters:
             counter.copy_(first)
 
@@ -143,7 +152,7 @@ class FlatModule:
     def _live_on(self, vector: Tensor) -> None:
         """Make every parameter a view of `vector` [D]: cheaper than a copy in and a copy out."""
         self.vector = vector
-        self._views = [vector[slot.start : slot.stop].view(slot.shape) for slot in self.layout.parameters]
+        self._views = _views(self.layout.parameters, vector)
         for parameter, view in zip(self._tensors, self._views, strict=True):
             parameter.data = view
 
@@ -152,15 +161,33 @@ class FlatModule:
 
         One pass over memory: faster than clearing `gradient` and letting `backward()` add to it.
         """
-        return torch.cat([part.reshape(-1) for part in self._gradients(loss)], out=self.gradient)
+        return self._gathered(self._gradients(loss))
 
-    def descend(self, loss: Tensor, rate: float) -> None:
-        """One step of plain gradient descent: `vector` -= rate * gradient."""
-        torch._foreach_add_(self._views, self._gradients(loss), alpha=-rate)
+    def descend(self, loss: Tensor, rate: float, observe: Callable[[Tensor], None] | None = None) -> None:
+        """One step of plain gradient descent: `vector` -= rate * gradient.
 
-    def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
-        """Each parameter's gradient, zeros where it was not used."""
-        return torch.autograd.grad(loss, self._tensors, materialize_grads=True)
+        Products are added without being rounded first, so where weights are large the bits are not those of
+        `differentiate` and a step. `observe` is told the gradient [D] before the step, and changes nothing of it.
+        """
+        found = self._gradients(loss)
+        if observe is not None:
+            observe(self._gathered(found))
+        products, whole = found
+        for place, product in products.items():
+            self._views[place].addmm_(*product, alpha=-rate)
+        if whole:
+            torch._foreach_add_([self._views[place] for place in whole], list(whole.values()), alpha=-rate)
+
+    def _gathered(self, found: Found) -> Tensor:
+        products, whole = found
+        for place, view in enumerate(self._gradient_views):
+            if (product := products.get(place)) is not None:
+                torch.mm(*product, out=view)
+            elif place not in whole:
+                view.zero_()
+        if whole:
+            torch._foreach_copy_([self._gradient_views[place] for place in whole], list(whole.values()))
+        return self.gradient
 
     def check(self) -> None:
         """Raise ModelError when a parameter, gradient or buffer no longer lies on its vector.
@@ -196,25 +223,6 @@ def _at(module: nn.Module, place: list[str]) -> Tensor | None:
     return None if owner is None else owner._parameters.get(last, owner._buffers.get(last))
 
 
-def view(array: Array) -> np.ndarray:
-    """The values of a Flower array, read-only and without the copies that `Array.numpy` makes."""
-    content = io.BytesIO(array.data)
-    version = np.lib.format.read_magic(content)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(content)
-    order: Literal["F", "C"] = "F" if fortran else "C"
-    return np.frombuffer(array.data, dtype, offset=content.tell()).reshape(shape, order=order)
-
-
-def encode(values: np.ndarray) -> Array:
-    """A Flower array, to the byte what `Array(values)` makes, with one copy instead of three."""
-    values = values if values.flags.c_contiguous else values.copy(order="C")
-    content = io.BytesIO()
-    np.lib.format.write_array_header_1_0(content, np.lib.format.header_data_from_array_1_0(values))
-    data = b"".join((content.getvalue(), values.reshape(-1).view(np.uint8).data))
-    return Array(str(values.dtype), values.shape, "numpy.ndarray", data)
-
-
 def to_record(layout: Layout, weights: Weights) -> ArrayRecord:
     """The model as Flower sends it: one array per parameter and floating buffer, by name."""
     record: dict[str, Array] = {}
@@ -222,7 +230,7 @@ def to_record(layout: Layout, weights: Weights) -> ArrayRecord:
         values = vector.detach().numpy()
         for slot in slots:
             record[slot.name] = encode(values[slot.start : slot.stop].reshape(slot.shape))
-    return ArrayRecord(record)
+    return recorded(record)
 
 
 def from_record(layout: Layout, record: ArrayRecord) -> Weights:
@@ -231,7 +239,7 @@ def from_record(layout: Layout, record: ArrayRecord) -> Weights:
     Raises:
         ModelError: a name is missing or unknown, or a shape differs.
     """
-    arrays = {name: view(array) for name, array in record.items()}
+    arrays = {name: values_of(array) for name, array in record.items()}
     expected = [slot.name for slot in (*layout.parameters, *layout.buffers)]
     if set(arrays) != set(expected):
         odd = sorted(set(arrays) ^ set(expected))

@@ -17,15 +17,16 @@ from fedsim.driving import Driven, StockStrategy, strategy_for
 from fedsim.engine.inline import InlineEngine
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.flower import AlgorithmStrategy
-from fedsim.grid import SimulatedGrid, client_number
+from fedsim.grid import SimulatedGrid, client_number, silenced
 from fedsim.job import CorpusSource, Job, ModelSource
 from fedsim.local import Received, Work, one_thread
 from fedsim.parameters import fingerprint, to_record
 from fedsim.progress import Progress
 from fedsim.reading import Records, RoundRow
 from fedsim.resuming import restored_jobs, stored
-from fedsim.states import ClientStates, State
+from fedsim.states import ClientStates
 from fedsim.stored import Checkpoint, kept_checkpoints, open_run, read_checkpoint
+from fedsim.together import Member
 
 PATIENCE = 2.0
 """Seconds of running rounds again after which a person is told how long it will take."""
@@ -55,12 +56,13 @@ class Before(NamedTuple):
     Attributes:
         start: the round whose checkpoint was gone back to; 0 is the initial model.
         received: what the server sent.
-        state: the client's own vectors; None before its first accepted round.
+        stack: the clients that were trained with it, itself among them, in order, and what they kept; alone where
+            clients are trained one by one. Those that failed are silent.
     """
 
     start: int
     received: Received
-    state: State | None
+    stack: list[Member]
 
 
 @one_thread()
@@ -195,16 +197,26 @@ def _since(past: Past, records: Records, row: RoundRow | None, round: int, clien
         strategy.restore(point.round, point.snapshot)
         states.restore(point.places)
     start = point.round if point is not None else 0
+    cohort: Sequence[int] = ()
     if isinstance(strategy, AlgorithmStrategy):
         *_, cohort = cohorts(past.job, round, point)
         _check_cohort(past, round, client, cohort)
     _run_again(past, records, strategy, states, range(start + 1, round), progress)
     if isinstance(strategy, StockStrategy):  # whom it draws may depend on what it has seen
-        _check_cohort(past, round, client, _drawn(past.work, strategy, round, InlineEngine().grid(past.job)))
+        cohort = _drawn(past.work, strategy, round, InlineEngine().grid(past.job))
+        _check_cohort(past, round, client, cohort)
+    if client in past.job.absent(round, [client]):
+        raise ScenarioError(f"round {round}, client {client}: it dropped out, so there is no work to do again")
     shared = {name: vector.clone() for name, vector in strategy.server.shared.items()}
     clip = strategy.clip if isinstance(strategy, AlgorithmStrategy) else None
     received = Received(strategy.weights, shared, clip)
-    return Before(start, received, states.get(client, int(strategy.accepted[client])))
+    failed = (_failed(records, round) | set(past.job.absent(round, cohort))) - {client}
+    first = cohort.index(client) // past.work.width * past.work.width
+    stack = [
+        Member(number, states.get(number, int(strategy.accepted[number])), number in failed)
+        for number in cohort[first : first + past.work.width]
+    ]
+    return Before(start, received, stack)
 
 
 def _check_cohort(past: Past, round: int, client: int, cohort: Sequence[int]) -> None:
@@ -251,10 +263,19 @@ def _say_other(past: Past, round: int, then: str, now: str, progress: Progress) 
 def _train(number: int, records: Records, strategy: Driven, grid: SimulatedGrid, work: Work) -> None:
     """One round's training and server step.
 
-    Clients that failed are not asked: perhaps they were late, or their worker died, and here they would not fail.
+    Clients that failed are not asked: perhaps they were late, or their worker died, and here they would not fail. In
+    a stack they keep their places.
     """
-    rows = records.clients(round=number)
-    failed = {row.client for row in rows if row.phase == "train" and row.status == "failed"}
+    failed = _failed(records, number)
     messages = strategy.configure_train(number, to_record(work.layout, strategy.weights), ConfigRecord(), grid)
-    asked = [message for message in messages if client_number(message) not in failed]
+    asked = [
+        message if client_number(message) not in failed else silenced(message)
+        for message in messages
+        if work.width > 1 or client_number(message) not in failed
+    ]
     strategy.aggregate_train(number, strategy.received(number, grid.send_and_receive(messages=asked)))
+
+
+def _failed(records: Records, round: int) -> set[int]:
+    """The clients of which no training came in a round."""
+    return {row.client for row in records.clients(round) if row.phase == "train" and row.status == "failed"}

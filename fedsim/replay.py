@@ -17,10 +17,11 @@ from fedsim.errors import ClientError, Interrupted
 from fedsim.job import CorpusSource, ModelSource
 from fedsim.local import Contribution, Work, one_thread
 from fedsim.overview import figure
-from fedsim.past import Past, before, reopen
+from fedsim.past import Before, Past, before, reopen
 from fedsim.progress import Progress, Silent, wrapped
 from fedsim.records import ClientRow, finite
 from fedsim.stored import open_run
+from fedsim.together import train_together
 from fedsim.training import Step
 
 
@@ -105,15 +106,17 @@ def replay(
 @one_thread()
 def done_again(past: Past, round: int, client: int, progress: Progress, *, debug: bool = False) -> Replay:
     """Do a client's work in a round of an opened run again; arguments and errors are those of `replay`."""
-    start, received, state = before(past, round, client, progress)
+    was = before(past, round, client, progress)
     progress.phase("")
     steps: list[Step] = []
     made, failure = None, None
     with seeds.preserved(), _halting(past.work) if debug else nullcontext():
         try:
-            made = past.work.train(client, round, received, state, steps)
+            made = _trained(past.work, round, client, was, steps)
         except ClientError as raised:
             failure = raised
+        except _Quit:
+            raise Interrupted("the debugger was quit before the client's work was done") from None
     if failure is not None and debug:
         _post_mortem(failure, progress)
     error = str(failure) if failure is not None else None
@@ -123,7 +126,7 @@ def done_again(past: Past, round: int, client: int, progress: Progress, *, debug
         round=round,
         client=client,
         name=past.job.federation.names[client],
-        start=start,
+        start=was.start,
         private=past.job.scenario.privacy.example is not None,
         steps=steps,
         contribution=made,
@@ -132,6 +135,17 @@ def done_again(past: Past, round: int, client: int, progress: Progress, *, debug
         recorded=recorded,
         verdict=_verdict(past, round, recorded, failed_then, made, error),
     )
+
+
+def _trained(work: Work, round: int, client: int, was: Before, steps: list[Step]) -> Contribution:
+    """The client's work, with that of the clients that were trained with it."""
+    place = [member.number for member in was.stack].index(client)
+    if work.width == 1:
+        return work.train(client, round, was.received, was.stack[place].state, steps)
+    result = train_together(work, was.stack, round, was.received, {client: steps})[place]
+    if isinstance(result, ClientError):
+        raise result
+    return result
 
 
 def replay_lines(done: Replay) -> list[str]:
@@ -173,6 +187,10 @@ _FIGURES = ("norm", "loss", "steps")
 """What is recorded of a client's training and comes out again; its seconds do not."""
 
 
+class _Quit(BaseException):
+    """The debugger was quit: no failure of a client, after which others of its stack would be tried."""
+
+
 @contextmanager
 def _halting(work: Work) -> Iterator[None]:
     """Have pdb stop at the first line of the client half."""
@@ -184,6 +202,8 @@ def _halting(work: Work) -> Iterator[None]:
         sys.settrace(debugger.trace_dispatch)  # `runcall` would swallow that the user quits
         try:
             return algorithm.client(local)
+        except bdb.BdbQuit:
+            raise _Quit from None
         finally:
             sys.settrace(None)
 
@@ -196,8 +216,6 @@ def _halting(work: Work) -> Iterator[None]:
 
 def _post_mortem(failure: ClientError, progress: Progress) -> None:
     cause = failure.__cause__ or failure
-    if isinstance(cause, bdb.BdbQuit):
-        raise Interrupted("the debugger was quit before the client's work was done")
     progress.note(str(failure))
     pdb.post_mortem(cause.__traceback__)
 

@@ -8,45 +8,81 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from fedsim import metrics
+from fedsim.arrays import view
 from fedsim.errors import ClientError
 from fedsim.evaluation import headline
 from fedsim.grid import client_number
 from fedsim.local import Work
 from fedsim.metrics import EvaluatedModel, Statistics, add
-from fedsim.parameters import view
 from fedsim.records import ClientRow, finite
 
+_NUMBERS = (int, float)  # a tuple is asked faster than a union, and there are ten thousand replies
 
-def client_row(round: int, message: Message, reply: Message, work: Work, epsilon: float | None = None) -> ClientRow:
-    """What is recorded of one client's part in a round; `epsilon` is what it has spent so far."""
-    training = message.metadata.message_type == "train"
-    figures = MetricRecord() if reply.has_error() else metrics_of(reply)
-    values = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
-    if not training and not reply.has_error():
-        measured, name = work.problem.metrics(metrics.from_record(figures)), headline(work.federation.task)
-        values["loss"] = measured["loss"]
-        values |= {f"scalar/{name}": measured[name]} if math.isfinite(measured[name]) else {}
-        if own := metrics.from_record(figures, "personal"):
-            mine = work.problem.metrics(own)[name]
-            values |= {f"scalar/personal/{name}": mine} if math.isfinite(mine) else {}
-    number = client_number(message)
-    return ClientRow(
-        round=round,
-        client=number,
-        phase="train" if training else "evaluate",
-        status="failed" if reply.has_error() else "ok",
-        rows=int(values.get("num-examples", work.federation.train_rows[number] if training else 0)),
-        loss=finite(values.get("loss")),
-        steps=int(values.get("steps", 0)),
-        seconds=values.get("seconds", 0.0),
-        bytes_down=work.bytes_down(training),
-        bytes_up=work.bytes_up if training and not reply.has_error() else 0,
-        error=reply.error.reason if reply.has_error() else None,
-        metrics={key.removeprefix("scalar/"): value for key, value in values.items() if key.startswith("scalar/")},
-        norm=finite(values.get("norm")),
-        stack=int(values.get("stack", 1)),
-        epsilon=epsilon,
-    )
+
+def client_rows(
+    round: int,
+    messages: Sequence[Message],
+    replies: Sequence[Message],
+    work: Work,
+    epsilons: Sequence[float | None] | None = None,
+) -> list[ClientRow]:
+    """What is recorded of clients' parts in a round.
+
+    Args:
+        round: its number.
+        messages: all to train, or all to evaluate.
+        replies: to these messages, in order.
+        work: of the run.
+        epsilons: what each client has spent so far; None without privacy and in evaluation.
+    """
+    training = bool(messages) and messages[0].metadata.message_type == "train"
+    down, up = work.bytes_down(training), work.bytes_up if training else 0
+    rows = []
+    for message, reply, epsilon in zip(messages, replies, epsilons or (None,) * len(messages), strict=True):
+        number, sound = client_number(message), not reply.has_error()
+        values = (_trained if training else _measured)(reply, work) if sound else {}
+        rows.append(
+            ClientRow(
+                round=round,
+                client=number,
+                phase="train" if training else "evaluate",
+                status="ok" if sound else "failed",
+                rows=int(values["num-examples"] if "num-examples" in values else _asked(number, training, work)),
+                loss=finite(values.get("loss")),
+                steps=int(values.get("steps", 0)),
+                seconds=values.get("seconds", 0.0),
+                bytes_down=down,
+                bytes_up=up if sound else 0,
+                error=None if sound else reply.error.reason,
+                metrics={key[7:]: value for key, value in values.items() if key.startswith("scalar/")},
+                norm=finite(values.get("norm")),
+                stack=int(values.get("stack", 1)),
+                epsilon=epsilon,
+            )
+        )
+    return rows
+
+
+def _trained(reply: Message, work: Work) -> dict[str, float]:
+    """The figures of a reply."""
+    return {key: float(value) for key, value in metrics_of(reply).items() if isinstance(value, _NUMBERS)}
+
+
+def _measured(reply: Message, work: Work) -> dict[str, float]:
+    """The figures of a reply, and loss and headline of the models that it measured."""
+    values, figures = _trained(reply, work), metrics_of(reply)
+    measured, name = work.problem.metrics(metrics.from_record(figures)), headline(work.federation.task)
+    values["loss"] = measured["loss"]
+    values |= {f"scalar/{name}": measured[name]} if math.isfinite(measured[name]) else {}
+    if own := metrics.from_record(figures, "personal"):
+        mine = work.problem.metrics(own)[name]
+        values |= {f"scalar/personal/{name}": mine} if math.isfinite(mine) else {}
+    return values
+
+
+def _asked(number: int, training: bool, work: Work) -> int:
+    """The rows that a client was to train on."""
+    return int(work.federation.train_rows[number]) if training else 0
 
 
 def statistics_of(replies: Iterable[Message], model: EvaluatedModel = "global") -> list[Statistics]:
@@ -85,8 +121,8 @@ def metrics_of(reply: Message) -> MetricRecord:
 
 def vector_of(reply: Message) -> Tensor | None:
     """[D + E + extras] a client's contribution, or a chunk's sum; None where another reply carries it."""
-    record = arrays_of(reply, "update")
-    return torch.from_numpy(view(record["vector"])) if "vector" in record else None
+    record = reply.content.get("update")
+    return torch.from_numpy(view(record["vector"])) if isinstance(record, ArrayRecord) and "vector" in record else None
 
 
 def arrays_of(message: Message, name: str) -> ArrayRecord:

@@ -4,7 +4,7 @@ Everything that decides bits is compared first: data, own code and model must be
 processor too, unless the run says `[engine] bits = "not guaranteed"`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from fedsim import scenario as scenarios
 from fedsim.companions import Companion, compared, folder_of
 from fedsim.companions import scenarios as companion_scenarios
 from fedsim.data.corpus import Folders
-from fedsim.engine import Engine, start_engine
+from fedsim.engine import Engine, starting
 from fedsim.environment import decisive_differences, numerical_differences
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.job import CorpusSource, Job, ModelSource
@@ -26,6 +26,7 @@ from fedsim.rounds import create_folder, execute, succeeded
 from fedsim.runs import RunFolder
 from fedsim.scenario import Scenario
 from fedsim.scenario_files import assignments, override
+from fedsim.stackable import settled
 from fedsim.stored import open_run, reading, source_hashes, stored_environment, stored_scenario
 from fedsim.summary import Result
 
@@ -73,11 +74,12 @@ def resume(
         early = f" early ({summary['stop']['reason']}); change that rule by --set" if summary.get("stop") else ""
         more = f"fedsim resume {path} --rounds {2 * scenario.rounds}"
         raise ScenarioError(f"{path} has finished{early}; for more rounds: {more}")
-    progress.phase("loading the data")
-    job, beside = restored_jobs(path, scenario, model, data, data_dir)
-    with _reopened(path, job) as folder:
-        progress.phase("starting the workers")
-        with closing(start_engine(scenario.engine)) as engine:
+    with starting(scenario.engine, progress.note) as started:
+        progress.phase("loading the data")
+        job, beside = restored_jobs(path, scenario, model, data, data_dir)
+        with _reopened(path, job) as folder:
+            progress.phase("starting the workers")
+            engine = started()
             result = succeeded(execute(job, engine, folder, progress, observers, resumed=True))
             others = {
                 place: _companion(each, engine, folder_of(place, path), progress, observers) for place, each in beside
@@ -90,8 +92,9 @@ def resume(
 def _companion(job: Job, engine: Engine, path: Path, progress: Progress, observers: Sequence[Observer]) -> Result:
     """A run beside the run: gone on with, or begun."""
     begun = path.exists()
+    job, reason = (job, "") if begun else settled(job)
     with _reopened(path, job) if begun else create_folder(job, path) as folder:
-        return execute(job, engine, folder, progress, observers, resumed=begun)
+        return execute(job, engine, folder, progress, observers, resumed=begun, reason=reason)
 
 
 def _reopened(path: Path, job: Job) -> RunFolder:
@@ -122,7 +125,21 @@ def stored(path: Path, rounds: int | None = None, settings: Sequence[str] = ()) 
         changes["rounds"] = rounds
     content = override(stored_scenario(path), changes)
     folder = Path(stored_environment(path).get("scenario_folder", "."))
-    return scenarios.parse(content, folder, str(path / "scenario.toml"))
+    scenario = scenarios.parse(content, folder, str(path / "scenario.toml"))
+    before, now = (_deciding(engine) for engine in (stored_scenario(path).get("engine", {}), dict(scenario.engine)))
+    if changed := [key for key in before if before[key] != now[key]]:
+        raise ScenarioError(
+            f"--set engine.{changed[0]}: trained bits depend on it, so it stays; engine's keys may change but for "
+            f"{', '.join(before)}"
+        )
+    return scenario
+
+
+def _deciding(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of engine on which trained bits depend; of devices whether stacks are trained on cores or on GPUs."""
+    width = engine.get("stack") or 1
+    cores = width == 1 or engine.get("devices") == ["cpu"]
+    return {"stack": width, "devices": cores, "compile": engine.get("compile", False)}
 
 
 def restored_jobs(

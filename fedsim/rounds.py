@@ -11,8 +11,7 @@ aggregates replies, a `Grid` carries them.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from fedsim.background import InOrder
 from fedsim.companions import compared, folder_of
 from fedsim.data.corpus import Folders
 from fedsim.data.federation import CentralPart, Part
-from fedsim.driving import strategy_for
-from fedsim.engine import Engine, start_engine
+from fedsim.driving import quick_collections, strategy_for
+from fedsim.engine import Engine, starting
 from fedsim.errors import ClientError, Interrupted, StoppedByPolicy
 from fedsim.evaluation import attack_success, central_metrics
 from fedsim.flower import central_messages
-from fedsim.grid import SimulatedGrid, client_number
+from fedsim.grid import DROPPED_OUT, SimulatedGrid, answers, client_number
 from fedsim.job import CorpusSource, Job, ModelSource
 from fedsim.local import Work, one_thread
 from fedsim.model import model_files
@@ -38,10 +37,11 @@ from fedsim.privacy.accountant import rounded_up
 from fedsim.privacy.ledger import EVERYBODY, Ledger
 from fedsim.progress import Progress, Silent
 from fedsim.records import ClientRow, Event, LedgerRow, RoundRecord, keep_rows
-from fedsim.replies import client_row, total_statistics
+from fedsim.replies import client_rows, total_statistics
 from fedsim.runs import Best, Restored, RunFolder, check_out
 from fedsim.scenario import Scenario
 from fedsim.signals import Interrupts
+from fedsim.stackable import settled
 from fedsim.states import ClientStates
 from fedsim.stopping import Stop, Watch, after_replies, largest_updates
 from fedsim.summary import Ending, Result, heading, live_figures, model_card, notes, summarise
@@ -76,27 +76,31 @@ def run(
     """
     scenario = as_scenario(scenario)
     progress = progress or Silent()
-    progress.phase("loading the data")
-    job, beside = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data)
     check_out(out)
-    progress.phase("starting the workers")
-    with closing(start_engine(scenario.engine)) as engine, create_folder(job, out) as folder:
-        result = succeeded(execute(job, engine, folder, progress, observers))
-        others = {}
-        for place, each in beside:
-            with create_folder(each, folder_of(place, folder.path)) as inner:
-                others[place] = execute(each, engine, inner, progress, observers)
-        result = compared(result, others)
-        progress.end(result.lines)
-        return result
+    with starting(scenario.engine, progress.note) as started:
+        progress.phase("loading the data")
+        job, beside = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data)
+        progress.phase("starting the workers")
+        engine = started()
+        job, reason = settled(job)
+        with create_folder(job, out) as folder:
+            result = succeeded(execute(job, engine, folder, progress, observers, reason=reason))
+            others = {}
+            for place, (each, why) in [(place, settled(each)) for place, each in beside]:
+                with create_folder(each, folder_of(place, folder.path)) as inner:
+                    others[place] = execute(each, engine, inner, progress, observers, reason=why)
+            result = compared(result, others)
+            progress.end(result.lines)
+            return result
 
 
 def run_job(
     job: Job, engine: Engine, out: Path | None, progress: Progress, observers: Sequence[Observer] = ()
 ) -> Result:
     """Run a prepared job on a running engine and leave its folder."""
+    job, reason = settled(job)
     with create_folder(job, out) as folder:
-        return succeeded(execute(job, engine, folder, progress, observers))
+        return succeeded(execute(job, engine, folder, progress, observers, reason=reason))
 
 
 def succeeded(result: Result) -> Result:
@@ -134,22 +138,26 @@ def execute(
     observers: Sequence[Observer] = (),
     *,
     resumed: bool = False,
+    reason: str = "",
 ) -> Result:
     """Do what is left of a run in its folder: all of a new one, or what comes after the last sound checkpoint.
 
-    A run that its failure rules end has a result too, whose status is "stopped".
+    A run that its failure rules end has a result too, whose status is "stopped". `reason` says why clients that should
+    be trained at once are not, and is recorded.
     """
     scenario, interrupts = job.scenario, Interrupts()
     work = Work(job)
     clients, start = job.federation.clients, work.initial
     restored = folder.restore(work.layout, clients, start, progress.note) if resumed else None
-    progress.begin(scenario.title, heading(work, engine.description), notes(work), scenario.rounds)
+    told = (*notes(work), *([reason] if reason else []))
+    progress.begin(scenario.title, heading(work, engine.description), told, scenario.rounds)
     progress.phase("installing the job on the workers")
     grid = engine.grid(job, ClientStates(clients, folder.checkpoints))
     watch = Watch.of(scenario, work.problem, job.federation)
     with Run(work, grid, folder, watch, interrupts, progress, observers) as running:
+        running.tell(reason)
         stop = running.restore(restored) if restored is not None else None
-        with interrupts.listening(progress.note):
+        with interrupts.listening(progress.note), quick_collections():
             while stop is None and running.done < scenario.rounds:
                 stop = running.round(running.done + 1)
                 if interrupts.asked and stop is None and running.resumable == running.done < scenario.rounds:
@@ -201,6 +209,11 @@ class Run:
         self._events: list[Event] = []
         self._started = time.perf_counter()
 
+    def tell(self, reason: str) -> None:
+        """Have a reason recorded with the first round; none that is empty."""
+        if reason:
+            self._events.append(Event("one by one", reason))
+
     def restore(self, restored: Restored) -> Stop | None:
         """Take over a run as it was after a checkpoint; the reason for which it had ended there, if it had."""
         self.strategy.restore(restored.round, restored.snapshot)
@@ -236,7 +249,9 @@ class Run:
             return stop
         if self.ledger is not None:
             self.ledger.charge(self.strategy.drawn)
-        replies = self.strategy.received(number, self._grid.send_and_receive(messages=messages))
+        absent = self._work.job.absent(number, [client_number(message) for message in messages])
+        replies = answers(self._grid, messages, absent, stacked=self._work.width > 1)
+        replies = self.strategy.received(number, replies)
         if (stop := self._failed(number, replies)) is not None:
             return stop
         accounts = self.ledger.rows(self.strategy.drawn) if self.ledger is not None else []
@@ -257,7 +272,7 @@ class Run:
             failed=sum(reply.has_error() for reply in replies),
             metrics=metrics,
             epsilon=self.ledger.largest() if self.ledger is not None else None,
-            fingerprint=fingerprint(model.weights),
+            fingerprint="",  # found while it is being committed
             clients=keep_rows(rows, self.scenario.records.clients, self.scenario.seed),
         )
         self._commit(record, model, accounts, last=stop is not None or self._interrupts.asked)
@@ -313,8 +328,9 @@ class Run:
         """A reason to end the run because of what clients answered; none at client level, which does not cover that."""
         if self.scenario.privacy.client is not None:
             return None
-        reasons = [str(reply.error.reason) for reply in replies if reply.has_error()]
-        stop = after_replies(number, reasons, len(replies), self.scenario.cohort)
+        errors = [reply.error for reply in replies if reply.has_error()]
+        reasons = [str(error.reason) for error in errors if error.code != DROPPED_OUT]
+        stop = after_replies(number, reasons, len(replies), self.scenario.cohort, len(errors) - len(reasons))
         if stop is not None:
             self._events += [Event("client failed", reason) for reason in reasons]  # no round will record them
         return stop
@@ -329,8 +345,8 @@ class Run:
         self, number: int, messages: Sequence[Message], replies: Sequence[Message], accounts: Sequence[LedgerRow]
     ) -> list[ClientRow]:
         spent = {account.client: account.epsilon for account in accounts}
-        everybody, pairs = spent.get(EVERYBODY), zip(messages, replies, strict=True)
-        return [client_row(number, *pair, self._work, spent.get(client_number(pair[0]), everybody)) for pair in pairs]
+        epsilons = [spent.get(client_number(message), spent.get(EVERYBODY)) for message in messages]
+        return client_rows(number, messages, replies, self._work, epsilons)
 
     def _validate(self, number: int, model: Model, rows: list[ClientRow]) -> dict[str, float]:
         """The round's validation metrics; clients' own rows are added to `rows`."""
@@ -380,7 +396,7 @@ class Run:
         failed = next((str(reply.error.reason) for reply in replies if reply.has_error()), None)
         if failed is not None and self.scenario.cohort.on_client_error == "fail":
             raise ClientError(f"{failed} (cohort.on_client_error is fail)")
-        rows += [client_row(number, *pair, self._work) for pair in zip(messages, replies, strict=True)]
+        rows += client_rows(number, messages, replies, self._work)
         metrics = self.strategy.aggregate_evaluate(number, replies)
         return {name: float(value) for name, value in metrics.items()} if metrics is not None else {}  # type: ignore[arg-type]
 
@@ -397,15 +413,18 @@ class Run:
             leaving, self._leaving, self.resumable = states.leave(), True, number
         layout, snapshot, best = self._work.layout, self.strategy.snapshot(), self.best
 
+        whole: list[RoundRecord] = []
+
         def commit() -> None:
-            self._folder.commit(record, layout, snapshot, best, states=leaving, ledger=accounts)
-            self._progress.round(record, live_figures(self._work, record.metrics))
+            whole.append(replace(record, fingerprint=fingerprint(model.weights)))
+            self._folder.commit(whole[0], layout, snapshot, best, states=leaving, ledger=accounts)
+            self._progress.round(whole[0], live_figures(self._work, record.metrics))
 
         self._commits.start(commit)
         if self._observers:
             self._settle()
         for observer in self._observers:
-            observer.round_finished(record)
+            observer.round_finished(whole[0])
 
     def _settle(self) -> None:
         """Wait until the last round is on the disk."""

@@ -143,6 +143,9 @@ class Train(Table):
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient, after noise and correction")
     schedule: Schedule | None = None
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: forward and backward pass in 16 bits where torch's autocast does so"
+    )
 
     @model_validator(mode="after")
     def _amount(self) -> Self:
@@ -164,6 +167,7 @@ class Cohort(Table):
     size: Count | None = Field(None, description="clients a round")
     fraction: float | None = Field(None, gt=0, le=1, description="a fixed share of all clients, at least one")
     poisson: float | None = Field(None, gt=0, le=1, description="probability of each client, independently")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability that a client that was drawn does not answer")
     on_client_error: Literal["skip", "fail"] = Field("skip", description="whether one failed client ends the run")
     min_replies: Count | None = Field(None, description="with fewer sound replies in a round the run stops")
     client_timeout: float | None = Field(
@@ -206,7 +210,6 @@ class ExamplePrivacy(Budget):
     unit: str | None = Field(None, description="what groups the rows that are protected together; a row if not given")
     relation: Literal["zero-out", "replace"] = "zero-out"
     clipping: Literal["flat", "per-layer"] = Field("flat", description="one bound, or one for each parameter")
-    gradients: Literal["hooks", "ghost"] = Field("hooks", description="ghost: of dense layers only factors are kept")
 
 
 class AdaptiveClipping(Table):
@@ -296,6 +299,9 @@ class Evaluate(Table):
     clients_every: int = Field(
         1, ge=0, le=MOST, description="rounds between two evaluations on clients' own rows; 0: never"
     )
+    clients: Count | None = Field(
+        None, description="how many clients are asked for it, the same in every round, drawn by chance; all by default"
+    )
     min_rows: Count = Field(5, description="held-out rows a client needs to count in the worst 10 %")
     batch_size: Count = 500
     metric: str | None = Field(None, description="validation metric that chooses the best round")
@@ -326,7 +332,28 @@ class Engine(Table):
     """Where clients run."""
 
     kind: Literal["ray", "inline"] = "ray"
-    workers: Count | None = Field(None, description="Ray workers; the cores of this machine by default")
+    workers: Count | None = Field(None, description="Ray workers; by default the cores of this machine or cluster")
+    memory: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GB of its own that a worker may use; a client that needs more fails; no limit by default"
+    )
+    object_store_memory: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="GB that workers of this machine may share: rows, models, updates; by default a third of all",
+    )
+    address: str | None = Field(None, description="of a Ray cluster whose machines work, host:port or auto")
+    stack: Count | None = Field(
+        None, description="clients that are trained at once, as one computation; on a CPU 1, which is one by one"
+    )
+    devices: list[str] | None = Field(
+        None, description='["cpu"] or ["cuda:0", ...], where stacks are trained; all GPUs by default, else the cores'
+    )
+    workers_per_gpu: Count = Field(1, description="Ray workers that share a GPU")
+    gpu_memory: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GB of its GPU that a worker may use; no limit by default"
+    )
+    compile: bool = Field(
+        False, description="the local step is compiled to C++ before the run: 20 s once, then faster; rounds otherwise"
+    )
     bits: Literal["guaranteed", "not guaranteed"] = Field(
         "guaranteed",
         description="not guaranteed: a run may be resumed on another processor or with other package versions",
@@ -385,6 +412,27 @@ class Scenario(Table):
     def _spends(self) -> Self:
         if self.stop.epsilon is not None and self.privacy.level is None:
             raise ValueError("stop.epsilon needs privacy.example, client or local: else no epsilon is spent")
+        return self
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        if self.engine.compile and self.privacy.example is not None:
+            raise ValueError("engine.compile does not go with privacy.example, whose clipped gradients are made apart")
+        if self.engine.compile and ((self.engine.stack or 1) > 1 or self.engine.devices not in (None, ["cpu"])):
+            raise ValueError("engine.compile trains one client at a time on a core; leave engine.stack and devices out")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds(self) -> Self:
+        if self.train.precision == "fp32":
+            return self
+        if self.privacy.example is not None:
+            raise ValueError("train.precision = 'bf16' does not go with privacy.example, whose clip is proved for fp32")
+        if self.engine.compile or (self.engine.stack or 1) > 1 or self.engine.devices not in (None, ["cpu"]):
+            raise ValueError(
+                "train.precision = 'bf16' trains one client at a time on a core; leave engine.stack, devices and compile "
+                "out"
+            )
         return self
 
     @model_validator(mode="after")

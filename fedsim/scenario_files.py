@@ -79,9 +79,13 @@ def assignments(overrides: Sequence[str]) -> dict[str, Any]:
     """Values by dotted key, of texts such as "train.learning_rate=0.05".
 
     Raises:
-        ScenarioError: a text that sets no key.
+        ScenarioError: a text that sets no key, or one that lies too deep.
     """
-    return dict(_assignment(text) for text in overrides)
+    changes = dict(_assignment(text) for text in overrides)
+    if deep := [key for key in changes if key.count(".") > _DEEPEST]:
+        raise ScenarioError(f"{deep[0][:40]}...: nested more than {_DEEPEST} deep; there is no such key")
+    check_values(changes)
+    return changes
 
 
 def override(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

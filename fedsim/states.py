@@ -18,8 +18,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fedsim.arrays import encode, view
 from fedsim.errors import RunFolderError
-from fedsim.parameters import encode, view
 from fedsim.records import StateRow
 
 State = Mapping[str, Tensor]

@@ -110,20 +110,21 @@ class Watch:
             self._evaluations_since += 1
 
 
-def after_replies(round: int, reasons: Sequence[str], asked: int, cohort: Cohort) -> Stop | None:
+def after_replies(round: int, reasons: Sequence[str], asked: int, cohort: Cohort, dropped: int = 0) -> Stop | None:
     """A reason to end the run because of what a cohort answered, by the rules of `[cohort]`.
 
     Args:
         round: the round.
-        reasons: why clients failed, one each.
+        reasons: why clients failed, one each; those that dropped out are not among them.
         asked: clients of the cohort.
         cohort: the rules.
+        dropped: clients that dropped out, which is no error; but they are missed where replies are counted.
     """
     if not asked:
         return None
-    sound, needed = asked - len(reasons), cohort.min_replies
+    sound, needed = asked - len(reasons) - dropped, cohort.min_replies
     example = f", e.g. {reasons[0]}" if reasons else ""
-    if not sound:
+    if not sound and reasons:
         return Stop("failure", f"round {round}: all {asked} clients failed{example}", failed=True)
     if reasons and cohort.on_client_error == "fail":
         return Stop("failure", f"{reasons[0]} (cohort.on_client_error is fail)", failed=True)

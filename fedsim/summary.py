@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.cohorts import expected_size
-from fedsim.evaluation import ATTACK_SUCCESS, headline
+from fedsim.evaluation import ATTACK_SUCCESS, asked, headline
 from fedsim.local import Work
 from fedsim.metrics import EvaluatedModel, counted, worst_tenth_by_chance
 from fedsim.model import model_reference
@@ -98,6 +98,7 @@ def heading(work: Work, engine: str) -> list[str]:
         f"{job.model_title}, {work.layout.size:,} parameters",
         work.algorithm.name,
         work.algorithm.weighting,
+        *([f"{work.width} clients at once"] if work.width > 1 else []),
         *([attack] if attack else []),
         engine,
         f"seed {job.scenario.seed}",
@@ -168,6 +169,7 @@ def summarise(work: Work, folder: Path, watch: Watch, ledger: Ledger | None, end
     full, value, _ = headline_figure(work, values)
     values["headline"] = {"metric": full, "value": value}
     values["clients_counted"] = len(_counted_rows(work)) if work.job.scenario.evaluate.clients_every else 0
+    values["clients_asked"] = work.job.scenario.evaluate.clients
     if work.adversary is not None:
         values["adversary"] = {"name": work.adversary.name, "clients": list(work.job.attackers)}
     if ledger is not None:
@@ -257,13 +259,14 @@ def _client_lines(work: Work, values: Mapping[str, Any]) -> list[str]:
 
 def _counted_rows(work: Work) -> np.ndarray:
     """[n] test rows of the clients that count in the worst tenth and the spread: with enough rows, and honest."""
-    sizes = np.delete(work.federation.sizes("test"), work.job.attackers)
+    sizes = work.federation.sizes("test")[asked(work.job.scenario, work.federation, "test", work.job.attackers)]
     enough: np.ndarray = sizes[counted(sizes, work.job.scenario.evaluate.min_rows)]
     return enough
 
 
 def _counted_clients(values: Mapping[str, Any]) -> str:
-    return f"{values['clients_counted']} clients"
+    drawn = f" of {values['clients_asked']} drawn" if values["clients_asked"] is not None else ""
+    return f"{values['clients_counted']}{drawn} clients"
 
 
 def model_card(work: Work, result: Result) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
 from typing import NamedTuple, Protocol
 
@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from fedsim import seeds
 from fedsim.adversaries import Adversary
 from fedsim.algorithm import Batch, Coordinates, Correction, LossTerm, Trained, Vectors
+from fedsim.compiled import Program
 from fedsim.composition import Masks
 from fedsim.errors import ClientError, NotFiniteError
 from fedsim.job import Job
-from fedsim.optimizers import effective_steps, learning_rate, make_optimizer
+from fedsim.optimizers import effective_steps, learning_rate, precise
 from fedsim.parameters import FlatModule, Weights
 from fedsim.privacy.batches import declared_units, poisson_batch, rows_of, steps_of_pass
 from fedsim.privacy.plan import ExampleMechanism, Plan
 from fedsim.problem import Problem, evaluating
+from fedsim.walk import Sloped, walk
 
 
 class Step(NamedTuple):
@@ -49,8 +51,10 @@ class Bench(Protocol):
         problem: of the job.
         plain: the model on flat vectors.
         private: its twin with per-example gradients, where privacy is asked for.
+        program: its compiled step, where `engine.compile` is set.
         personal: coordinates that stay with their client.
         adversary: what attackers do.
+        attackers: the clients that follow it.
         frozen: models to compare with, made when first asked for.
     """
 
@@ -58,8 +62,10 @@ class Bench(Protocol):
     problem: Problem
     plain: FlatModule
     private: FlatModule | None
+    program: Program | None
     personal: Masks | None
     adversary: Adversary | None
+    attackers: frozenset[int]
     frozen: list[FlatModule]
 
 
@@ -77,19 +83,19 @@ class LocalClient:
     observed: list[Step] | None = None
 
     def __post_init__(self) -> None:
-        data = self.work.job.federation.rows(self.number, "train")
-        problem = self.work.problem
-        self.rows = len(data.x)
+        self.rows = int(self.work.job.federation.train_rows[self.number])
         self.steps = 0
-        self._data = self._trained_on(Batch(problem.inputs(data.x), problem.targets(data.y)))
         self._losses_noted: list[float] = []
         self._passes = self._frozen = self._private_steps = 0
         self.buffers = self.first_buffers.clone()
 
-    def _trained_on(self, data: Batch) -> Batch:
+    @cached_property
+    def trained_on(self) -> Batch:
         """The client's rows, or what the adversary makes of them."""
-        adversary, job = self.work.adversary, self.work.job
-        if adversary is None or adversary.rows is None or self.number not in job.attackers:
+        adversary, job, problem = self.work.adversary, self.work.job, self.work.problem
+        rows = job.federation.rows(self.number, "train")
+        data = Batch(problem.inputs(rows.x), problem.targets(rows.y))
+        if adversary is None or adversary.rows is None or self.number not in self.work.attackers:
             return data
         generator = seeds.numpy_generator(job.scenario.seed, "attack on rows", 0, self.number)  # each round the same
         return Batch(*adversary.rows(data.inputs, data.targets, generator))
@@ -112,14 +118,14 @@ class LocalClient:
             raise ClientError("the loss on a client's rows is not covered by privacy.example")
         self.work.plain.load(Weights(params, self.buffers))
         with torch.no_grad(), evaluating(self.work.plain.module):
-            output = self.work.plain.module(self._data.inputs.clone())  # a model may work in place
-            return self.work.problem.losses(output, self._data.targets).mean()
+            output = self.work.plain.module(self.trained_on.inputs.clone())  # a model may work in place
+            return self.work.problem.losses(output, self.trained_on.targets).mean()
 
     def data(self) -> Batch:
         """All train rows; refused under example-level privacy."""
         if self.work.private is not None:
             raise ClientError("what a strategy reads off a client's rows is not covered by privacy.example")
-        return self._data
+        return self.trained_on
 
     def frozen(self, params: Tensor) -> nn.Module:
         """A model with these parameters [D], in evaluation mode, that does not learn, for a loss term."""
@@ -145,129 +151,163 @@ class LocalClient:
         """See `algorithm.Local.train`."""
         settings = self.work.job.scenario.train
         flat = self.work.private or self.work.plain
-        self._begin(flat, start)
-        rate = learning_rate(settings, self.round, self.work.job.scenario.rounds)
-        fixed = self._fixed(trains)
-        plain = settings.plain and self.work.private is None and correct is None and at is None and fixed is None
-        if plain and self.observed is None:
-            params, steps = flat.vector, self._descend(flat, rate, loss_term, self._batches(epochs, whole))
-        else:
-            gradients = self._gradients(flat, loss_term, epochs, whole)
-            params, steps = self._walk(flat, start, rate, gradients, correct, at, fixed)
-        flat.check()
-        self.steps += steps
-        self.buffers = flat.buffers.clone()
-        return Trained(params, steps, rate * effective_steps(steps, settings.momentum), self.buffers)
-
-    def _walk(
-        self,
-        flat: FlatModule,
-        start: Tensor,
-        rate: float,
-        gradients: Iterator[Tensor],
-        correct: Correction | None,
-        at: Callable[[Tensor], Tensor] | None,
-        fixed: Tensor | None,
-    ) -> tuple[Tensor, int]:
-        """Optimiser steps on the flat vector: correct, hold fixed coordinates, clip, step."""
-        settings = self.work.job.scenario.train
-        params = flat.vector if at is None else start.clone()
-        optimizer = make_optimizer(settings, params, rate)
-        if at is not None:
-            flat.vector.copy_(at(params))
-        steps, observed, known = 0, self.observed, len(self._losses_noted)
-        for gradient in gradients:
-            steps += 1
-            step = correct(gradient, params) if correct is not None else gradient
-            if fixed is not None:
-                step = step.masked_fill(fixed, 0.0)
-            if settings.clip is not None:
-                step = step * min(1.0, settings.clip / max(float(step.norm()), 1e-12))
-            if observed is not None:
-                loss = next(iter(self._losses_noted[known:]), None)
-                observed.append(Step(self._passes, loss, float(step.norm()), rate))
-                known = len(self._losses_noted)
-            params.grad = step
-            optimizer.step()
-            if fixed is not None:  # weight decay moves them too
-                params[fixed] = start[fixed]
-            if at is not None:
-                flat.vector.copy_(at(params))
-        return params, steps
-
-    def _descend(self, flat: FlatModule, rate: float, loss_term: LossTerm | None, batches: Iterable[Batch]) -> int:
-        """What `_walk` does for plain SGD, to the bit, without gathering the gradient first."""
-        steps = 0
-        for loss in self._losses(flat, loss_term, batches):
-            steps += 1
-            flat.descend(loss, rate)
-        return steps
-
-    def _begin(self, flat: FlatModule, start: Tensor) -> None:
-        self._passes += 1
+        self.begin()
         flat.load(Weights(start, self.first_buffers))
         if not flat.module.training:
             flat.module.train()
+        rate = learning_rate(settings, self.round, self.work.job.scenario.rounds)
+        fixed = fixed_coordinates(self.work.personal, trains)
+        plain = settings.plain and self.work.private is None and correct is None and at is None and fixed is None
+        program, before = self.work.program, self.steps
+        if plain and program is not None and program.descends and not (loss_term or whole):
+            params = self._descend_compiled(program, start, rate, self._batches(epochs, whole))
+        elif plain and program is None:
+            params = self._descend(flat, rate, loss_term, self._batches(epochs, whole))
+        else:
+            slopes = self._slopes(flat, loss_term, epochs, whole)
+            observe = self._observer(rate) if self.observed is not None else None
+            params = walk(
+                flat.vector, start, slopes, settings, rate, correct=correct, at=at, fixed=fixed, observe=observe
+            )
+        steps = self.steps - before
+        flat.check()
+        self.buffers = flat.buffers.clone()
+        return Trained(params, steps, rate * effective_steps(steps, settings.momentum), self.buffers)
 
-    def _fixed(self, trains: Coordinates) -> Tensor | None:
-        """[D] bool: coordinates that must not move."""
-        if trains == "all":
-            return None
-        personal = self.work.personal
-        if personal is None:
-            raise ClientError(f"trains={trains!r} needs a strategy with a personal pattern")
-        return personal.parameters if trains == "shared" else ~personal.parameters
+    def _descend(self, flat: FlatModule, rate: float, loss_term: LossTerm | None, batches: Iterable[Batch]) -> Tensor:
+        """What `walk` does for plain SGD, without gathering the gradient first."""
+        observe = self._observer(rate) if self.observed is not None else None
+        steps = 0
+        for loss in self._losses(flat, loss_term, batches):
+            steps += 1
+            flat.descend(loss, rate, observe)
+        self.steps += steps
+        return flat.vector
 
-    def _gradients(
+    def _descend_compiled(self, program: Program, start: Tensor, rate: float, batches: Iterable[Batch]) -> Tensor:
+        """Where plain SGD leads [D], by the compiled step."""
+
+        def note(loss: float) -> None:
+            self.note(loss)
+            self.steps += 1
+
+        observe = self._observer(rate) if self.observed is not None else None
+        return program.descend(Weights(start, self.first_buffers), rate, batches, note, observe)
+
+    def begin(self) -> None:
+        """Another pass over the rows begins, with draws of its own."""
+        self._passes += 1
+
+    def _observer(self, rate: float) -> Callable[[Tensor], None]:
+        """Notes every step for who looks on."""
+        known = len(self._losses_noted)
+
+        def observe(gradient: Tensor) -> None:
+            nonlocal known
+            self.saw(next(iter(self._losses_noted[known:]), None), gradient, rate)
+            known = len(self._losses_noted)
+
+        return observe
+
+    def saw(self, loss: float | None, gradient: Tensor, rate: float) -> None:
+        """A step, for who looks on: its loss, and the gradient [D] that the optimiser took."""
+        if self.observed is not None:
+            self.observed.append(Step(self._passes, loss, float(gradient.norm()), rate))
+
+    def _slopes(
         self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None, whole: bool
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Sloped]:
         """Every step's gradient [D], private or of the batch's mean loss, at what `flat` then holds."""
-        if self.work.private is None:
-            losses = self._losses(flat, loss_term, self._batches(epochs, whole))
-            return map(flat.differentiate, losses)
-        if whole:
-            raise ClientError("privacy.example charges steps on Poisson batches; the strategy asks for one on all rows")
-        return self._private_gradients(flat, loss_term, epochs)
+        gradients: Iterator[Tensor]
+        if self.work.program is not None:
+            gradients = self._compiled_gradients(self.work.program, flat, loss_term, self._batches(epochs, whole))
+        elif self.work.private is None:
+            gradients = map(flat.differentiate, self._losses(flat, loss_term, self._batches(epochs, whole)))
+        else:
+            gradients = self._private_gradients(flat, loss_term, self.drawn(epochs, whole))
+        for gradient in gradients:
+            self.steps += 1
+            yield gradient, None
+
+    def _compiled_gradients(
+        self, program: Program, flat: FlatModule, loss_term: LossTerm | None, batches: Iterable[Batch]
+    ) -> Iterator[Tensor]:
+        """Every batch's gradient [D], by the compiled model, at what `flat` then holds."""
+        if loss_term is not None:
+            raise ClientError("the strategy adds a term to the loss, which engine.compile cannot; set it to false")
+        for batch in batches:
+            gradient, loss = program.gradient(Weights(flat.vector, flat.buffers), *batch)
+            self.note(loss)
+            yield gradient
 
     def _losses(self, flat: FlatModule, loss_term: LossTerm | None, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """Every batch's mean loss [], at what `flat` then holds."""
-        mean_loss = self.work.problem.mean_loss
+        mean_loss, settings = self.work.problem.mean_loss, self.work.job.scenario.train
         for batch in batches:
-            loss = mean_loss(flat.module(batch.inputs), batch.targets)
-            if loss_term is not None:
-                loss = loss + loss_term(flat.module, batch).mean()
-            self._note(loss.item())
+            with precise(settings):  # anew for each step: autocast keeps rounded weights as long as it lasts
+                loss = mean_loss(flat.module(batch.inputs), batch.targets)
+                if loss_term is not None:
+                    loss = loss + loss_term(flat.module, batch).mean()
+            self.note(loss.item())
             yield loss
 
-    def _private_gradients(self, flat: FlatModule, loss_term: LossTerm | None, epochs: int | None) -> Iterator[Tensor]:
+    def _private_gradients(
+        self, flat: FlatModule, loss_term: LossTerm | None, drawn: Iterable[np.ndarray]
+    ) -> Iterator[Tensor]:
         """Every step's clipped, summed and noised gradient [D] of a Poisson batch."""
-        from fedsim.privacy.example import clipped_gradient_sum, forget, noisy_gradient
+        from fedsim.privacy.example import clipped_gradient_sum, forget
 
-        plan, number = self.work.job.privacy, self.number
-        assert plan is not None and isinstance(plan.mechanism, ExampleMechanism)
-        mechanism, train = plan.mechanism, self.work.job.scenario.train
-        rate, divisor = float(plan.rates[number]), float(mechanism.divisors[number])
-        declared = declared_units(rate, divisor)
-        units = self.work.job.federation.units(number) if mechanism.grouped else None
-        count = self.rows if units is None else int(units.max(initial=-1)) + 1
+        plan, mechanism = self.work.job.privacy, self._mechanism
+        assert plan is not None
+        units = self.work.job.federation.units(self.number) if mechanism.grouped else None
         per_layer = mechanism.clipping == "per-layer"
-        draws, noise = self._draws("poisson batches"), self._draws("gradient noise")
+        release = self.release()
         forget(flat)
+        for picked in drawn:
+            batch, owners = self._rows_of(picked, units)
+            if not len(batch.targets):
+                yield release(flat.gradient.zero_())
+                continue
+            losses = self._batch_losses(flat, batch, loss_term)
+            if len(known := (found := losses.detach())[found.isfinite()]):
+                self.note(float(known.mean()))
+            yield release(clipped_gradient_sum(flat, losses, plan.clip, owners=owners, per_layer=per_layer))
+
+    def release(self) -> Callable[[Tensor], Tensor]:
+        """What makes a pass' clipped sums [D] private: noise of this client, and the divisor."""
+        from fedsim.privacy.example import noisy_gradient
+
+        plan, divisor = self.work.job.privacy, float(self._mechanism.divisors[self.number])
+        assert plan is not None
+        noise = self._draws("gradient noise")
+        return lambda total: noisy_gradient(total, plan.noise_multiplier, plan.clip, divisor, noise)
+
+    def drawn(self, epochs: int | None, whole: bool) -> Iterator[np.ndarray]:
+        """The units of every private step's Poisson batch, each charged before it is drawn."""
+        if whole:
+            raise ClientError("privacy.example charges steps on Poisson batches; the strategy asks for one on all rows")
+        plan, mechanism, train = self.work.job.privacy, self._mechanism, self.work.job.scenario.train
+        assert plan is not None
+        rate = float(plan.rates[self.number])
+        declared = declared_units(rate, float(mechanism.divisors[self.number]))
+        count = self.rows
+        if mechanism.grouped:
+            count = int(self.work.job.federation.units(self.number).max(initial=-1)) + 1
+        draws = self._draws("poisson batches")
         for _ in range(steps_of_pass(declared, train.batch_size, epochs, train.epochs or 1, train.steps)):
             self._charge(plan)
-            batch, owners = self._rows_of(poisson_batch(count, rate, draws), units)
-            total = torch.zeros_like(flat.gradient)
-            if len(batch.targets):
-                losses = self._batch_losses(flat, batch, loss_term)
-                if len(known := (found := losses.detach())[found.isfinite()]):
-                    self._note(float(known.mean()))
-                total = clipped_gradient_sum(flat, losses, plan.clip, owners=owners, per_layer=per_layer)
-            yield noisy_gradient(total, plan.noise_multiplier, plan.clip, divisor, noise)
+            yield poisson_batch(count, rate, draws)
+
+    @property
+    def _mechanism(self) -> ExampleMechanism:
+        plan = self.work.job.privacy
+        assert plan is not None and isinstance(plan.mechanism, ExampleMechanism)
+        return plan.mechanism
 
     def _rows_of(self, drawn: np.ndarray, units: np.ndarray | None) -> tuple[Batch, Tensor | None]:
         """The rows of drawn units, and whose each is; None where every row is a unit."""
         rows, owners = (drawn, None) if units is None else rows_of(drawn, units)
-        batch = Batch(*(part[torch.from_numpy(rows)] for part in self._data))
+        batch = Batch(*(part[torch.from_numpy(rows)] for part in self.trained_on))
         return batch, None if owners is None else torch.from_numpy(owners)
 
     def _charge(self, plan: Plan) -> None:
@@ -289,7 +329,8 @@ class LocalClient:
         losses = self.work.problem.losses(flat.module(batch.inputs), batch.targets)
         return losses if loss_term is None else losses + loss_term(flat.module, batch)
 
-    def _note(self, loss: float) -> None:
+    def note(self, loss: float) -> None:
+        """A step's loss, which must be finite."""
         if not math.isfinite(loss):
             raise NotFiniteError(f"the loss is not finite in step {len(self._losses_noted) + 1}. {self.advice}")
         self._losses_noted.append(loss)
@@ -297,17 +338,37 @@ class LocalClient:
     def _batches(self, epochs: int | None, whole: bool) -> Iterator[Batch]:
         """Batches of rows in an order of this round and client: each epoch is permuted and cut."""
         if whole:
-            yield self._data
+            yield self.trained_on
             return
-        job, size = self.work.job, self.work.job.scenario.train.batch_size
-        wanted = job.local_steps(self.number) if epochs is None else epochs * -(-self.rows // size)
-        order = self._draws("batches")
-        taken = 0
-        while taken < wanted:
-            rows = torch.from_numpy(order.permutation(self.rows))
-            inputs, targets = self._data.inputs[rows], self._data.targets[rows]
-            for start in range(0, self.rows, size):
-                if taken == wanted:
-                    break
-                taken += 1
+        size = self.work.job.scenario.train.batch_size
+        for order, batches in self._orders(epochs):
+            inputs, targets = (part.index_select(0, order) for part in self.trained_on)  # faster than part[order]
+            for start in range(0, batches * size, size):
                 yield Batch(inputs[start : start + size], targets[start : start + size])
+
+    def picks(self, epochs: int | None, whole: bool) -> Iterator[Tensor]:
+        """The rows of every step's batch, by number; the batches are those of `train`."""
+        if whole:
+            yield torch.arange(self.rows)
+            return
+        for order, batches in self._orders(epochs):
+            yield from torch.split(order, self.work.job.scenario.train.batch_size)[:batches]
+
+    def _orders(self, epochs: int | None) -> Iterator[tuple[Tensor, int]]:
+        """For every epoch an order of the rows [n], and how many batches are cut of it."""
+        job, size = self.work.job, self.work.job.scenario.train.batch_size
+        left = job.local_steps(self.number) if epochs is None else epochs * -(-self.rows // size)
+        order = self._draws("batches")
+        while left > 0:
+            batches = min(left, -(-self.rows // size))
+            yield torch.from_numpy(order.permutation(self.rows)), batches
+            left -= batches
+
+
+def fixed_coordinates(personal: Masks | None, trains: Coordinates) -> Tensor | None:
+    """[D] bool: coordinates that must not move; None where all may."""
+    if trains == "all":
+        return None
+    if personal is None:
+        raise ClientError(f"trains={trains!r} needs a strategy with a personal pattern")
+    return personal.parameters if trains == "shared" else ~personal.parameters

@@ -5,14 +5,15 @@ messages stands in `flower.py`.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim import metrics, seeds
+from fedsim.arrays import encode, recorded, view
 from fedsim.combiners import Fold
 from fedsim.data.federation import CentralPart, Part, Rows
 from fedsim.errors import FedsimError
@@ -27,9 +28,10 @@ from fedsim.grid import (
     setting,
 )
 from fedsim.local import Contribution, Received, Work
-from fedsim.parameters import Weights, encode, to_record, view
+from fedsim.parameters import Weights, to_record
 from fedsim.replies import arrays_of
 from fedsim.states import ContextStates, State
+from fedsim.together import Member, train_together
 
 Figure = int | float | list[int] | list[float]
 """A value of Flower's MetricRecord."""
@@ -63,26 +65,40 @@ def chunk_program(work: Work) -> ChunkProgram:
         kept: dict[int, State] = {}
         running = Fold()
         carrier: Answer | None = None
-        for message in chunk.messages:
-            number = client_number(message)
-            try:
-                answer = _answer(work, number, message, chunk.states.get(number))
-            except FedsimError as error:
-                answers.append(error)
+        for message, answer in _answers(work, chunk):
+            if isinstance(answer, FedsimError):
+                answers.append(answer)
                 continue
             done = answer.contribution
             if done is not None and done.state:
-                kept[number] = done.state
-            if done is not None and setting(message, "reply", "model") == "sum":
-                running.add(done.vector, float(setting(message, "weight", 1.0)))
-                carrier = answer = answer._replace(contribution=None)
-            answers.append(answer)
+                kept[client_number(message)] = done.state
+            if done is None or setting(message, "reply", "model") != "sum":
+                answers.append(answer)
+                continue
+            running.add(done.vector, float(setting(message, "weight", 1.0)))
+            carrier = answer._replace(contribution=None)
+            answers.append(carrier)
         if carrier is not None and running.total is not None:
-            carrier.arrays["update"] = ArrayRecord({"vector": encode(running.total.numpy())})
+            carrier.arrays["update"] = recorded({"vector": encode(running.total.numpy())})
         # Replies are built when all have trained: in between, their code would push the nets out of the cache.
         return ChunkResult(list(map(_reply, chunk.messages, answers)), kept)
 
     return run
+
+
+def _answers(work: Work, chunk: Chunk) -> Iterator[tuple[Message, Answer | FedsimError]]:
+    """Each message of a chunk in order, and what came of it: one after another, or W at once."""
+    if work.width > 1 and chunk.messages[0].metadata.message_type == "train":
+        for start in range(0, len(chunk.messages), work.width):
+            together = chunk.messages[start : start + work.width]
+            yield from zip(together, _trained_together(work, together, chunk.states), strict=True)
+        return
+    for message in chunk.messages:
+        number = client_number(message)
+        try:
+            yield message, _answer(work, number, message, chunk.states.get(number))
+        except FedsimError as error:
+            yield message, error
 
 
 def _reply(message: Message, answer: Answer | FedsimError) -> Message:
@@ -166,23 +182,69 @@ def _shared(message: Message) -> dict[str, torch.Tensor]:
 
 def _trained(work: Work, number: int, message: Message, state: State | None) -> Answer:
     started = time.perf_counter()
-    weights = work.received(arrays_of(message, "arrays"))
-    clip = float(setting(message, "clip", 0.0))
-    received = Received(weights, _shared(message), clip or None)
+    received = _received(work, message)
     done = work.train(number, int(setting(message, "server-round", 0)), received, state)
-    reply, arrays = setting(message, "reply", "model"), {}
+    return _uploaded(work, number, message, received, done, seconds=time.perf_counter() - started)
+
+
+def _trained_together(
+    work: Work, messages: Sequence[Message], states: Mapping[int, State | None]
+) -> list[Answer | FedsimError]:
+    """What comes of the clients of one stack, whose messages tell them the same; each has an equal share of the time.
+
+    A message whose config says "silent" stands for a client that is not asked, so that the others keep their places;
+    one that was taken out of its chunk names under "beside" the chunk's clients, whose places stay as if they were.
+    """
+    started = time.perf_counter()
+    asked = {client_number(message): message for message in messages if not setting(message, "silent", False)}
+    places = _places(messages, work.width)
+    members = [Member(number, states.get(number), number not in asked) for number in places]
+    received = _received(work, messages[0])
+    results = train_together(work, members, int(setting(messages[0], "server-round", 0)), received)
+    seconds = (time.perf_counter() - started) / max(len(asked), 1)
+    of = dict(zip(places, results, strict=True))
+    return [
+        _uploaded(work, number, message, received, done, seconds, len(asked))
+        if isinstance(done := of[number := client_number(message)], Contribution)
+        else done
+        for message in messages
+    ]
+
+
+def _places(messages: Sequence[Message], width: int) -> list[int]:
+    """The clients of a stack by number, in order, whether or not they have a message."""
+    numbers, config = [client_number(message) for message in messages], messages[0].content.get("config")
+    beside = config.get("beside") if isinstance(config, ConfigRecord) else None
+    if not isinstance(beside, list):
+        return numbers
+    chunk = [int(number) for number in beside]
+    first = chunk.index(numbers[0]) // width * width
+    return chunk[first : first + width]
+
+
+def _received(work: Work, message: Message) -> Received:
+    clip = float(setting(message, "clip", 0.0))
+    return Received(work.received(arrays_of(message, "arrays")), _shared(message), clip or None)
+
+
+def _uploaded(
+    work: Work, number: int, message: Message, received: Received, done: Contribution, seconds: float, stack: int = 1
+) -> Answer:
+    """A contribution as the message asks for it."""
+    reply, arrays, weights = setting(message, "reply", "model"), {}, received.weights
     if reply == "model":
         size, end = work.layout.size, work.layout.size + work.layout.buffer_size
         became = Weights(weights.vector + done.vector[:size], weights.buffers + done.vector[size:end])
         arrays["arrays"] = to_record(work.layout, became)
     elif reply == "update":
-        arrays["update"] = ArrayRecord({"vector": encode(done.vector.numpy())})
+        arrays["update"] = recorded({"vector": encode(done.vector.numpy())})
     figures: dict[str, Figure] = {
         "num-examples": int(work.federation.train_rows[number]),
         "loss": done.loss,
         "norm": done.norm,
         "steps": done.steps,
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
         "summed": int(reply == "sum"),
+        **({"stack": stack} if work.width > 1 else {}),
     }
     return Answer(figures | {f"scalar/{name}": value for name, value in done.scalars.items()}, arrays, done)

@@ -38,11 +38,11 @@ def apfl(alpha: float = 0.5, alpha_lr: float = 0.0, weights: Weighting = "exampl
         w = trained.params
 
         def mixed(gradient: Tensor, v: Tensor) -> Tensor:
-            slopes.append((v - w) @ gradient)
+            slopes.append(torch.linalg.vecdot(v - w, gradient)[..., None])
             return share * gradient
 
         own = local.train(local.state["model"], at=lambda v: share * v + (1 - share) * w, correct=mixed)
-        moved = (share - alpha_lr * torch.stack(slopes).mean()).clamp(0, 1)
+        moved = (share - alpha_lr * sum(slopes) / own.steps).clamp(0, 1)
         state = {"model": own.params, "alpha": moved}
         return Upload(w - local.received, state=state, buffers=trained.buffers)
 

@@ -20,7 +20,7 @@ def fednova(weights: Weighting = "examples") -> Algorithm:
 
     def client(local: Local) -> Upload:
         trained = local.train(local.received)
-        step_size = local.received.new_tensor(trained.step_size)  # eta ||a_i||_1
+        step_size = trained.step_size  # eta ||a_i||_1
         return Upload((trained.params - local.received) / step_size, scalars={"step_size": step_size})
 
     def server(server: Server, combined: Combined) -> Server:

@@ -33,8 +33,8 @@ def qfedavg(q: float = 1.0, weights: Weighting = "uniform") -> Algorithm:
         trained = local.train(local.received)
         lipschitz = trained.steps / trained.step_size
         step = lipschitz * (trained.params - local.received)
-        h = q * loss ** (q - 1) * step.square().sum() + lipschitz * loss**q
-        return Upload(loss**q * step, scalars={"h": h.to(step.dtype)})
+        h = q * loss ** (q - 1) * step.square().sum(-1, keepdim=True) + lipschitz * loss**q
+        return Upload((loss**q).to(step.dtype) * step, scalars={"h": h.to(step.dtype)})
 
     def server(server: Server, combined: Combined) -> Server:
         return server._replace(params=server.params + combined.update / combined.mean("h"))

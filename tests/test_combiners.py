@@ -33,9 +33,18 @@ def test_a_chunk_exceeds_an_equal_share_by_less_than_its_last_client(rows: list[
         assert held <= total / count + 2 * largest
 
 
+@given(sizes, st.integers(1, 40))
+def test_a_stack_lies_in_one_chunk(rows: list[int], stack: int) -> None:
+    """Of near-equal rows, as stacks allow; so that its bits do not depend on where the chunk is trained."""
+    numbers, stacks = chunk_numbers(rows, stack), -(-len(rows) // stack)
+    assert all(len(set(numbers[start : start + stack])) == 1 for start in range(0, len(rows), stack))
+    assert all(after - before in (0, 1) for before, after in pairwise([0, *numbers]))
+    assert min(stacks, FEWEST_CHUNKS) <= numbers[-1] + 1 <= min(stacks, MOST_CHUNKS)
+
+
 def test_no_clients_make_no_chunks() -> None:
     """A Poisson cohort may be empty."""
-    assert chunk_numbers([]) == []
+    assert chunk_numbers([]) == chunk_numbers([], 3) == []
 
 
 @given(st.lists(st.tuples(st.floats(-10, 10), st.floats(0.1, 100)), min_size=1, max_size=20))

@@ -33,7 +33,7 @@ def plain(local: Local) -> Upload:
 
 def test_steps_and_the_sum_of_step_sizes() -> None:
     """ceil(rows / batch) steps an epoch, or as many as are asked for."""
-    seen: dict[str, float] = {}
+    seen: dict[str, Any] = {}
 
     def half(local: Local) -> Upload:
         trained = local.train(local.received)

@@ -1,6 +1,8 @@
 """What a process may use, inside and outside of control groups."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,21 @@ def test_a_system_that_says_nothing_is_unknown(tmp_path: Path) -> None:
     """As on macOS."""
     assert machine.available_memory(tmp_path) is None
     assert machine.cores(tmp_path) >= 1
+
+
+LIMITED = """
+from fedsim.machine import limit_memory
+limit_memory(0.2)
+small = bytearray(100_000_000)
+try:
+    bytearray(300_000_000)
+except MemoryError:
+    print("refused")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux limits a process' own memory")
+def test_a_process_gets_no_more_memory_than_its_limit() -> None:
+    """What it had before does not count."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"

@@ -9,8 +9,9 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import nn
 
+from fedsim.arrays import encode, view
 from fedsim.errors import ModelError
-from fedsim.parameters import FlatModule, Weights, encode, fingerprint, from_record, layout_of, to_record, view
+from fedsim.parameters import FlatModule, Weights, fingerprint, from_record, layout_of, to_record
 
 
 def net(kind: torch.dtype = torch.float32) -> nn.Module:

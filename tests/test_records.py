@@ -26,7 +26,7 @@ from fedsim.local import Work
 from fedsim.parameters import to_record
 from fedsim.reading import EventRow, Records
 from fedsim.records import CheckpointFiles, ClientRow, Event, LedgerRow, RoundRecord, StateRow, keep_rows
-from fedsim.replies import client_row, metrics_of
+from fedsim.replies import client_rows, metrics_of
 from tests import small
 
 VERSION_1 = Path(__file__).parent / "fixtures" / "run-v1"
@@ -279,11 +279,11 @@ def test_a_reply_says_norm_and_stack_or_neither() -> None:
     work, messages, answers = replies()
     for name in ("norm", "stack"):
         metrics_of(answers[0]).pop(name, None)
-    plain = client_row(1, messages[0], answers[0], work)
+    (plain,) = client_rows(1, messages[:1], answers[:1], work)
     assert (plain.norm, plain.stack, plain.epsilon) == (None, 1, None)
     for norm, expected in ((2.5, 2.5), (math.inf, None), (math.nan, None)):
         metrics_of(answers[0]).update({"norm": norm, "stack": 4})
-        told = client_row(1, messages[0], answers[0], work, epsilon=0.5)
+        (told,) = client_rows(1, messages[:1], answers[:1], work, [0.5])
         assert (told.norm, told.stack, told.epsilon) == (expected, 4, 0.5)
         assert told.metrics == plain.metrics
 

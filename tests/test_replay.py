@@ -187,6 +187,26 @@ def test_what_ray_trained_comes_out_of_this_process(ray_engine: "RayEngine", tmp
         check_same(folder, row)
 
 
+@pytest.mark.parametrize("kind", ["clipped", "ditto", "private scaffold"])
+def test_a_client_of_a_stack_comes_out_again_with_the_others(kind: str, tmp_path: Path) -> None:
+    """Two at once, and a third beside an empty place: all of the stack is trained, and one of it looked at."""
+    changes = {**COMMON, **KINDS[kind], "engine.stack": 2, "checkpoint.keep": 1}
+    folder = small.run(small.job(changes), tmp_path / "run").folder
+    assert {row.stack for row in trained(folder)} == {1, 2}
+    for row in trained(folder):
+        check_same(folder, row)
+
+
+def test_who_failed_in_a_stack_keeps_its_place(tmp_path: Path) -> None:
+    """In the rounds in between too, in which nobody asks it again."""
+    changes = {**small.POINTS, "engine.stack": 3, "checkpoint.keep": 1}
+    folder = small.run(small.job(changes, data=small.points(HUGE)), tmp_path / "run").folder
+    for row in trained(folder):
+        done = replay(folder, row.round, row.client, data=small.points(HUGE))
+        assert done.verdict.same and done.error == row.error, done.verdict.text
+        assert (done.contribution is None) == (row.client == small.ODD)
+
+
 def test_rounds_between_checkpoints_are_run_again(plain: Path) -> None:
     """From the last checkpoint before the round; with one kept, the best round's besides."""
     assert len(kept(plain)) <= 2 and kept(plain)[-1] == 7
@@ -294,9 +314,9 @@ def test_the_first_round_that_is_not_committed_can_be_replayed(plain: Path, tmp_
 # Steps
 
 
-@pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [16]}, {"name": "cnn", "preset": "small"}])
+@pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [1024]}, {"name": "cnn", "preset": "small"}])
 def test_who_is_observed_takes_the_same_steps(model: dict[str, Any]) -> None:
-    """Plain SGD does not gather its gradient unless somebody looks."""
+    """Plain SGD adds the gradients of large weights as products, also when somebody wants to see them whole."""
     work, steps = Work(small.job({"model": model})), list[Step]()
     received = Received(work.initial, {})
     alone, seen = work.train(0, 1, received, None), work.train(0, 1, received, None, steps)

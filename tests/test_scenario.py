@@ -227,7 +227,7 @@ def test_override_leaves_its_argument_alone() -> None:
         ("train.lerning_rate=1.0", r"train\.lerning_rate is not known\. Did you mean learning_rate\?"),
         ("raunds=3", r"raunds is not known\. Did you mean rounds\?"),
         ("privacy.example.epsilom=1", r"privacy\.example\.epsilom is not known\. Did you mean epsilon\?"),
-        ("evaluate.zzz=1", r"evaluate\.zzz is not known\. Known: batch_size, clients_every"),
+        ("evaluate.zzz=1", r"evaluate\.zzz is not known\. Known: batch_size, clients, clients_every"),
         ("data.split.cental=0.1", r"data\.split\.cental is not known\. Did you mean central\?"),
         ("rounds=2.5", r"rounds = 2\.5: input should be a valid integer"),
         ("rounds=two", r"rounds = 'two': input should be a valid integer"),

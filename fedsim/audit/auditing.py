@@ -68,7 +68,8 @@ def audit(
         raise ScenarioError(f"--canaries {count}: give at least 1")
     folders = Folders.of(data_dir, scenario.folder)
     run = audit_rows if level == "example" else audit_clients
-    return run(scenario, folders, count, delta, progress, noise_off=noise_off)
+    alone = scenario.changed({"engine.stack": 1})  # canaries do what their client half says, which is no stack's
+    return run(alone, folders, count, delta, progress, noise_off=noise_off)
 
 
 def lines(found: OneRun | Membership) -> list[str]:

@@ -54,7 +54,7 @@ def canary_rows(federation: Federation, canaries: int, seed: int, predict: Predi
     if federation.task == "next-token":
         windows = draws.integers(0, BYTES, (canaries, federation.x.shape[1] + 1)).astype(federation.x.dtype)
         return Rows(windows[:, :-1], windows[:, 1:].astype(federation.y.dtype))
-    reach = _REACH * float(np.sqrt(np.square(federation.x).mean()))
+    reach = _REACH * float(np.sqrt(np.square(federation.at_once("an audit").x).mean()))
     x = draws.normal(0, reach, (canaries, *federation.x.shape[1:])).astype(federation.x.dtype)
     # Under a class that is likely already a row hardly moves the model.
     return Rows(x, predict(x).argmin(1).astype(federation.y.dtype))
@@ -80,6 +80,7 @@ def audited_rows(federation: Federation, drawn: Rows) -> Audited:
         )
     alone = rows[largest] + canaries >= LEAST_ROWS
     clients = [largest] if alone else range(federation.clients)
+    every = federation.at_once("an audit")
     places = np.concatenate([np.arange(federation.offsets[k], federation.train_ends[k]) for k in clients])
     groups = None
     if federation.groups is not None:  # each canary is a unit of its own
@@ -87,8 +88,8 @@ def audited_rows(federation: Federation, drawn: Rows) -> Audited:
     count = len(places) + canaries
     one = replace(
         federation,
-        x=np.concatenate([federation.x[places], drawn.x]),
-        y=np.concatenate([federation.y[places], drawn.y]),
+        x=np.concatenate([every.x[places], drawn.x]),
+        y=np.concatenate([every.y[places], drawn.y]),
         offsets=np.array([0, count]),
         train_ends=np.array([count]),
         validation_ends=np.array([count]),
@@ -116,13 +117,14 @@ def with_those(audited: Audited, inside: np.ndarray) -> Federation:
 
 def with_clients(federation: Federation, inside: np.ndarray) -> Federation:
     """A federation with m more registered clients, the last; one that is in [m] bool can take part, others never do."""
+    every = federation.at_once("an audit")
     first = federation.train_ends[federation.train_rows > 0][0] - 1  # a row that canaries have but do not train on
-    ends = len(federation.x) + np.cumsum(inside)
+    ends = len(every.x) + np.cumsum(inside)
     extra = int(inside.sum())
     return replace(
         federation,
-        x=np.concatenate([federation.x, np.repeat(federation.x[first : first + 1], extra, axis=0)]),
-        y=np.concatenate([federation.y, np.repeat(federation.y[first : first + 1], extra, axis=0)]),
+        x=np.concatenate([every.x, np.repeat(every.x[first : first + 1], extra, axis=0)]),
+        y=np.concatenate([every.y, np.repeat(every.y[first : first + 1], extra, axis=0)]),
         groups=np.append(federation.groups, np.repeat(federation.groups[first], extra))
         if federation.groups is not None
         else None,

@@ -137,7 +137,7 @@ class _Watch:
         def client(local: Local) -> Upload:
             if local.number < self._first:
                 return algorithm.client(local)
-            vector = self._length * self._directions.of(local.number - self._first, local.round)
+            vector = self._length * self._directions.of(int(local.number) - self._first, local.round)
             update = vector.to(local.received.dtype)
             extra = {name: torch.zeros_like(update) for name in algorithm.extra}
             return Upload(update, extra=extra, state=local.state)

@@ -123,7 +123,7 @@ class _Watch:
     """
 
     def __init__(self, job: Job, plan: Plan, audited: Audited, absent: Rows, seed: int) -> None:
-        from fedsim.privacy.example import private_module  # Opacus takes seconds to import
+        from fedsim.privacy.example import private_module
 
         assert isinstance(plan.mechanism, ExampleMechanism)
         self.evidence = torch.zeros(len(audited.canaries.x), dtype=torch.float64)
@@ -179,26 +179,14 @@ class _Watch:
 
 def _of_units(flat: FlatModule, losses: Tensor, owners: Tensor | None) -> list[Tensor]:
     """[U, d] of every parameter each unit's gradient; zeros where it was not used."""
-    from fedsim.privacy.example import forget
-    from fedsim.privacy.hooks import quiet, row_gradients
-    from fedsim.privacy.rows import Whole
+    from fedsim.privacy.example import unit_gradients
 
     units = len(losses) if owners is None else int(owners.max()) + 1
-    parameters, parts = dict(flat.module.named_parameters()), []
-    try:
-        flat.gradient.zero_()
-        with quiet():
-            torch.autograd.backward(losses.sum())
-        for slot in flat.layout.parameters:
-            left = row_gradients(parameters[slot.name])
-            if left is None:
-                parts.append(losses.new_zeros(units, slot.stop - slot.start))
-                continue
-            assert isinstance(left, Whole)
-            parts.append(left.sample if owners is None else left.means(owners).sample)
-    finally:
-        forget(flat)
-    return parts
+    found = zip(flat.layout.parameters, unit_gradients(flat, losses, owners), strict=True)
+    return [
+        losses.new_zeros(units, slot.stop - slot.start) if gradients is None else gradients.each()
+        for slot, gradients in found
+    ]
 
 
 class _Watched:

@@ -1,7 +1,7 @@
 """From a corpus to a federation: central split, partition, each client's split."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from fedsim import seeds
 from fedsim.data import split
 from fedsim.data.check import check
 from fedsim.data.corpus import Corpus
-from fedsim.data.federation import Federation, federate
+from fedsim.data.federation import Federation, Numbered, federate
 from fedsim.data.partition import Pool, deal
 from fedsim.errors import ScenarioError
 
@@ -44,7 +44,7 @@ def build(
     check(corpus)
     held, rows = split.central(corpus, seed, central)
     dealt = deal(partition, _pool(corpus, rows, seed, min_rows))
-    names = tuple(str(number) for number in range(len(dealt)))
+    names: Sequence[str] = Numbered(len(dealt))
     if partition["kind"] == "natural":
         dealt, names = _large_enough(corpus, dealt, min_rows)
     owned = [rows[positions] for positions in dealt]

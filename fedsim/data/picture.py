@@ -178,4 +178,5 @@ def _label_counts(federation: Federation) -> np.ndarray | None:
         return None
     owner = np.repeat(np.arange(federation.clients), np.diff(federation.offsets))
     shape = federation.clients, len(federation.classes)
-    return np.bincount(owner * shape[1] + federation.y, minlength=shape[0] * shape[1]).reshape(shape)
+    labels = federation.at_once("a table of labels").y
+    return np.bincount(owner * shape[1] + labels, minlength=shape[0] * shape[1]).reshape(shape)

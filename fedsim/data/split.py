@@ -32,12 +32,12 @@ def central(corpus: Corpus, seed: int, share: float) -> tuple[dict[CentralPart, 
         DataError: a group lies both inside and outside the corpus' own test set.
         ScenarioError: no row is left for the clients.
     """
-    place = _fractions(units(corpus), seed, "central")
     if corpus.own_test is None:
+        place = _fractions(units(corpus), seed, "central")
         validation, held = place < share / 2, place < share
     else:
         _check_groups(corpus, corpus.own_test)
-        validation, held = corpus.own_test & (place < 0.5), corpus.own_test
+        validation, held = corpus.own_test & halves(units(corpus), seed), corpus.own_test
     rest = np.flatnonzero(~held)
     if not len(rest):
         raise ScenarioError(f"data.split.central = {share}: none of the {len(corpus)} rows is left for clients")
@@ -82,6 +82,11 @@ def clients(
         {"train": rows[mine == 0], "validation": rows[mine == 1], "test": rows[mine == 2]}
         for rows, mine in zip(owned, np.split(part, ends), strict=True)
     ]
+
+
+def halves(keys: np.ndarray, seed: int) -> np.ndarray:
+    """[n] bool: which of a test set's rows are for validation, by their keys; the others are for the test."""
+    return _fractions(keys, seed, "central") < 0.5
 
 
 def units(corpus: Corpus) -> np.ndarray:

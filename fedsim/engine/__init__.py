@@ -1,18 +1,28 @@
 """Where clients run: an engine holds the workers and gives every job a grid."""
 
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from fedsim.devices import gpus_of
+from fedsim.errors import ScenarioError
 from fedsim.grid import SimulatedGrid
-from fedsim.job import Job
+from fedsim.job import Job, check_workers
 from fedsim.machine import cores
 from fedsim.scenario import Engine as Settings
+from fedsim.signals import deferred
 from fedsim.states import ClientStates
 
 
 class Engine(Protocol):
     """Workers that are started once and used for any number of jobs."""
 
-    description: str
+    @property
+    def description(self) -> str:
+        """Who works."""
+        ...
 
     def grid(self, job: Job, states: ClientStates | None = None) -> SimulatedGrid:
         """A grid that does a job's work on these workers; clients' states are in memory unless given."""
@@ -23,12 +33,56 @@ class Engine(Protocol):
         ...
 
 
-def start_engine(settings: Settings) -> Engine:
-    """The engine that a scenario asks for; Ray is imported only where it is used."""
+def start_engine(
+    settings: Settings,
+    tell: Callable[[str], None] = lambda text: None,
+    abandoned: threading.Event | None = None,
+) -> Engine:
+    """The engine that a scenario asks for; Ray is imported only where it is used.
+
+    Args:
+        settings: of the scenario.
+        tell: is told what the engine waits for.
+        abandoned: once set, the engine is not wanted any more.
+
+    Raises:
+        FedsimError: it cannot be had.
+    """
+    if settings.address is not None and settings.kind == "inline":
+        raise ScenarioError("engine.address: engine.kind = 'inline' works in this process; leave one of them out")
+    if settings.address is not None and settings.object_store_memory is not None:
+        raise ScenarioError("engine.object_store_memory: a cluster has its own; leave that or engine.address out")
     if settings.kind == "inline":
         from fedsim.engine.inline import InlineEngine
 
         return InlineEngine()
+    check_workers(settings)
     from fedsim.engine.ray import RayEngine
 
-    return RayEngine(settings.workers or cores())
+    return RayEngine(settings.workers or _usual_workers(settings), settings, tell, abandoned)
+
+
+def _usual_workers(settings: Settings) -> int | None:
+    """One for each core, or as many as share the GPUs on which stacks are trained; of a cluster all it has."""
+    if settings.address is not None:
+        return None
+    gpus = 0 if settings.compile or settings.stack == 1 else gpus_of(settings.devices)
+    return gpus * settings.workers_per_gpu or cores()
+
+
+@contextmanager
+def starting(settings: Settings, tell: Callable[[str], None]) -> Iterator[Callable[[], Engine]]:
+    """An engine that starts while the block goes on; the function waits for it. After the block it is closed.
+
+    Raises:
+        FedsimError: from the function, it cannot be had.
+    """
+    abandoned = threading.Event()
+    with ThreadPoolExecutor(1, "engine") as thread:
+        coming = thread.submit(start_engine, settings, tell, abandoned)
+        try:
+            yield coming.result
+        finally:
+            abandoned.set()
+            with deferred(), suppress(Exception, KeyboardInterrupt):
+                coming.result().close()

@@ -1,21 +1,29 @@
-"""What travels between the driver and its workers: messages without their arrays, and arrays as they are mapped.
+"""What travels between driver and workers: messages as bytes without their arrays, and arrays as they are mapped.
 
 A model that many messages share is placed once; replies come with their arrays apart, so that they are mapped instead
-of pickled.
+of pickled. A chunk's messages are pickled together, arrays left out: of a cohort of thousands the driver pays a few
+microseconds a message, where building a Flower record anew takes tens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import io
+import pickle
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from fedsim.arrays import Values, recorded
 from fedsim.grid import Chunk, ChunkResult, client_number, with_content
 from fedsim.states import State
 
+Naming = Callable[[ArrayRecord], Hashable]
+"""What a record is called whose arrays travel apart; None for one that stays in its message."""
+
 
 class Flat(NamedTuple):
-    """An array as Ray maps it without a copy: the bytes that Flower would send, as a NumPy array."""
+    """An array of bytes as Ray maps it without a copy: as a NumPy array."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -23,27 +31,47 @@ class Flat(NamedTuple):
     data: np.ndarray
 
 
-class Parcel(NamedTuple):
-    """A chunk without its arrays; `records` says by name which of a worker's arrays belong where."""
+Mapped = Values | Flat
+"""An array on its way: Ray maps the memory of either."""
 
-    messages: list[Message]
-    records: list[dict[str, str]]
+
+class Parcel(NamedTuple):
+    """A chunk: its messages as bytes that name their records, and its clients' states."""
+
+    messages: bytes
     states: Mapping[int, Mapping[str, np.ndarray] | None]
+
+    def opened(self, records: Mapping[str, ArrayRecord]) -> Chunk:
+        """The chunk, given a worker's records by name; the states are mapped, not copied."""
+        states = {client: tensors(state) if state is not None else None for client, state in self.states.items()}
+        return Chunk(_opened(self.messages, records.__getitem__), states)
 
 
 class Returned(NamedTuple):
     """A chunk's result with its arrays apart, so that Ray maps them instead of pickling them."""
 
-    replies: list[Message]
-    records: list[dict[str, dict[str, Flat]]]
+    replies: bytes
+    records: list[dict[str, Mapped]]
     states: Mapping[int, Mapping[str, np.ndarray]]
+
+    @classmethod
+    def of(cls, result: ChunkResult) -> "Returned":
+        """A result on its way to the driver."""
+        records: list[dict[str, Mapped]] = []
+
+        def place(record: ArrayRecord) -> int | None:
+            if not record:
+                return None
+            records.append(pack(record))
+            return len(records) - 1
+
+        replies = _packed(result.replies, place)
+        return cls(replies, records, {client: arrays_of_state(state) for client, state in result.states.items()})
 
     def unpacked(self) -> ChunkResult:
         """The replies with their arrays back in place."""
-        for reply, records in zip(self.replies, self.records, strict=True):
-            for key, flat in records.items():
-                reply.content[key] = unpack(flat)
-        return ChunkResult(self.replies, {client: _copied(state) for client, state in self.states.items()})
+        replies = _opened(self.replies, lambda place: unpack(self.records[place]))
+        return ChunkResult(replies, {client: _copied(state) for client, state in self.states.items()})
 
 
 class Placed(NamedTuple):
@@ -64,7 +92,15 @@ class Store:
     def parcels(self, chunks: Sequence[Chunk]) -> list[Parcel]:
         """Chunks without their arrays; what the last call placed and this one does not name is let go."""
         used: dict[int, Placed] = {}
-        parcels = [self._parcel(chunk, used) for chunk in chunks]
+
+        def name(record: ArrayRecord) -> str | None:
+            if not record:  # costs less as it is
+                return None
+            placed = used.get(id(record)) or self._placed.get(id(record)) or Placed(record, self._put(pack(record)))
+            used[id(record)] = placed
+            return str(placed.ref.hex())
+
+        parcels = [Parcel(_packed(chunk.messages, name), _states(chunk)) for chunk in chunks]
         self._placed = used
         return parcels
 
@@ -73,57 +109,41 @@ class Store:
         """What the last call placed or found placed, by the names that its parcels use."""
         return {placed.ref.hex(): placed.ref for placed in self._placed.values()}
 
-    def _parcel(self, chunk: Chunk, used: dict[int, Placed]) -> Parcel:
-        messages, records = [], []
-        for message in chunk.messages:
-            names, content = {}, RecordDict()
-            for key, record in message.content.items():
-                if isinstance(record, ArrayRecord) and record:  # an empty one is cheaper to pickle
-                    placed = used.get(id(record)) or self._placed.get(id(record))
-                    used[id(record)] = placed or Placed(record, self._put(pack(record)))
-                    names[key] = used[id(record)].ref.hex()
-                else:
-                    content[key] = record
-            messages.append(with_content(message, content))
-            records.append(names)
-        states = {
-            client: arrays_of_state(state) if state is not None else None for client, state in chunk.states.items()
-        }
-        return Parcel(messages, records, states)
-
 
 def alone(parcel: Parcel, place: int) -> Parcel:
-    """One client of a parcel; instead of a sum it gives its update, and the driver folds as the worker would have."""
-    message = parcel.messages[place]
-    content, config = RecordDict(dict(message.content)), message.content.get("config")
-    if isinstance(config, ConfigRecord) and config.get("reply") == "sum":
-        content["config"] = ConfigRecord({**config, "reply": "update"})
+    """One client of a parcel; instead of a sum it gives its update, and the driver folds as the worker would have.
+
+    It is told who else was in the chunk, so that in a stack it keeps its place.
+    """
+    stand_ins: dict[Any, ArrayRecord] = defaultdict(ArrayRecord)
+    messages = _opened(parcel.messages, stand_ins.__getitem__)
+    message = messages[place]
+    names = {id(record): name for name, record in stand_ins.items()}
+    config = message.content.get("config")
+    if isinstance(config, ConfigRecord):
+        reply = {"reply": "update"} if config.get("reply") == "sum" else {}
+        told = ConfigRecord({**config, **reply, "beside": [client_number(each) for each in messages]})
+        message = with_content(message, RecordDict({**message.content, "config": told}))
     states = {client: state for client, state in parcel.states.items() if client == client_number(message)}
-    return Parcel([with_content(message, content)], [parcel.records[place]], states)
+    return Parcel(_packed([message], lambda record: names.get(id(record))), states)
 
 
-def taken_out(reply: Message) -> dict[str, dict[str, Flat]]:
-    """A reply's arrays, which it then has no longer."""
-    content = {} if reply.has_error() else dict(reply.content.items())
-    arrays = {key: pack(record) for key, record in content.items() if isinstance(record, ArrayRecord)}
-    for key in arrays:
-        del reply.content[key]
-    return arrays
-
-
-def pack(record: ArrayRecord) -> dict[str, Flat]:
+def pack(record: ArrayRecord) -> dict[str, Mapped]:
     """A record's arrays as they are mapped."""
-    return {
-        name: Flat(array.dtype, tuple(array.shape), array.stype, np.frombuffer(array.data, dtype=np.uint8))
-        for name, array in record.items()
-    }
+    return {name: array if isinstance(array, Values) else _flat(array) for name, array in record.items()}
 
 
-def unpack(flat: Mapping[str, Flat]) -> ArrayRecord:
+def unpack(mapped: Mapping[str, Mapped]) -> ArrayRecord:
     """The record of arrays that were mapped."""
-    return ArrayRecord(
-        {name: Array(each.dtype, each.shape, each.stype, each.data.tobytes()) for name, each in flat.items()}
-    )
+    return recorded({name: each if isinstance(each, Values) else _array(each) for name, each in mapped.items()})
+
+
+def _flat(array: Array) -> Flat:
+    return Flat(array.dtype, tuple(array.shape), array.stype, np.frombuffer(array.data, dtype=np.uint8))
+
+
+def _array(flat: Flat) -> Array:
+    return Array(flat.dtype, flat.shape, flat.stype, flat.data.tobytes())
 
 
 def arrays_of_state(state: State) -> dict[str, np.ndarray]:
@@ -138,6 +158,45 @@ def tensors(state: Mapping[str, np.ndarray]) -> State:
     return {name: torch.from_numpy(array) for name, array in state.items()}
 
 
+def _states(chunk: Chunk) -> dict[int, dict[str, np.ndarray] | None]:
+    return {client: arrays_of_state(state) if state is not None else None for client, state in chunk.states.items()}
+
+
 def _copied(state: Mapping[str, np.ndarray]) -> State:
     """A state that may be kept: what Ray maps would hold its place in the object store."""
     return tensors({name: array.copy() for name, array in state.items()})
+
+
+def _record(name: Hashable) -> ArrayRecord:
+    """What stands in the bytes of messages for a record of that name; whoever opens them gives the record."""
+    raise LookupError(f"record {name} came apart from its message")
+
+
+def _packed(messages: Sequence[Message], naming: Naming) -> bytes:
+    """Messages as bytes, in which a record is its name; it is named once, however many messages share it."""
+
+    def reduced(record: ArrayRecord) -> Any:
+        name = naming(record)
+        return record.__reduce_ex__(pickle.HIGHEST_PROTOCOL) if name is None else (_record, (name,))
+
+    content = io.BytesIO()
+    pickler = pickle.Pickler(content, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = {ArrayRecord: reduced}  # unlike `persistent_id` not asked about every number and text
+    pickler.dump(list(messages))
+    return content.getvalue()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what `_packed` wrote."""
+
+    def __init__(self, content: bytes, record: Callable[[Any], ArrayRecord]) -> None:
+        super().__init__(io.BytesIO(content))
+        self._record = record
+
+    def find_class(self, module: str, name: str) -> Any:
+        return self._record if (module, name) == (__name__, _record.__name__) else super().find_class(module, name)
+
+
+def _opened(content: bytes, record: Callable[[Any], ArrayRecord]) -> list[Message]:
+    """The messages of which `content` was made, given the record of every name."""
+    return cast(list[Message], _Unpickler(content, record).load())

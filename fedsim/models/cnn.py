@@ -99,6 +99,8 @@ def _check(shape: tuple[int, ...], design: Design) -> None:
 class CNN(nn.Module):
     """Images [B, channels, height, width] to logits [B, classes]."""
 
+    any_layout = True  # see `fedsim.images`
+
     def __init__(self, image: tuple[int, int, int], design: Design, classes: int) -> None:
         super().__init__()
         stages = list(pairwise((image[0], *design.channels)))

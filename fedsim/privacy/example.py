@@ -1,42 +1,42 @@
-"""The private gradient: per-example gradients by Opacus, clipped, summed and noised.
+"""The private gradient: per-example gradients, clipped, summed and noised.
 
-Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1. Opacus' hooks leave every
-parameter's gradient for each row behind (`hooks.py`, `rows.py`); everything after that happens here, on flat vectors
-in the plain model's layout, so that a private client's update has the same coordinates as any other.
+Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1. One backward pass leaves every
+parameter's gradient for each row, mostly as factors (`taps.py`, `layers.py`, `rows.py`); a model with a layer that is
+not known there goes by Opacus' hooks (`hooks.py`). Everything after that happens here, on flat vectors in the plain
+model's layout, so that a private client's update has the same coordinates as any other.
 """
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from opacus.layers import DPLSTM
-from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.hooks import RemovableHandle
 
-from fedsim import seeds
 from fedsim.errors import ModelError
-from fedsim.parameters import FlatModule, Slot
-from fedsim.privacy.hooks import Gradients, clear, quiet, row_gradients, set_hooks
+from fedsim.parameters import FlatModule
+from fedsim.privacy import layers
+from fedsim.privacy.lstm import PrivateLSTM
+from fedsim.privacy.normals import add_normal
 from fedsim.privacy.rows import RowGradients
+from fedsim.privacy.taps import PerRow, Taps
 from fedsim.privacy.trial import try_rows
 
 
-def private_module(plain: nn.Module, name: str, gradients: Gradients = "hooks") -> FlatModule:
+def private_module(plain: nn.Module, name: str) -> FlatModule:
     """A twin of a model that yields per-example gradients, on flat vectors in the model's own layout.
 
-    `nn.LSTM` becomes Opacus' `DPLSTM` with the same weights by name; the rest is a copy. The twin's first
+    `nn.LSTM` becomes `PrivateLSTM` with the same weights by name; the rest is a copy. The twin's first
     forward pass is preceded by a trial, on three rows, that per-example gradients are right.
 
     Args:
         plain: the model; it is not changed.
         name: of the model, for messages.
-        gradients: "hooks" keeps each row's gradient, "ghost" of large dense layers and embeddings only its factors:
-            the same numbers to rounding, in less memory.
 
     Raises:
         ModelError: a layer mixes the rows of a batch or has no per-example gradient; or, in the first
@@ -44,12 +44,11 @@ def private_module(plain: nn.Module, name: str, gradients: Gradients = "hooks") 
     """
     _refuse_layers(plain, name)
     twin = _with_private_lstms(plain).train()
-    _refuse_unknown_layers(twin, name)
-    set_hooks(twin, gradients)
-    by_name = dict(twin.named_parameters())
-    trainable = [key for key, parameter in plain.named_parameters() if parameter.requires_grad]
-    flat = FlatModule(twin, {key: by_name[key] for key in trainable})
-    _try_at_first_forward(flat, name)
+    trainable = {key: _parameter(twin, key) for key, value in plain.named_parameters() if value.requires_grad}
+    per_row = _per_row(twin, trainable, name)
+    flat = FlatModule(twin, trainable)
+    vars(twin)["per_row"] = per_row
+    _try_at_first_forward(flat, per_row, name)
     return flat
 
 
@@ -76,25 +75,42 @@ def clipped_gradient_sum(
             section 2.2. Together the parts are within C, so the noise is the same.
 
     Returns:
-        [D] in the plain model's layout.
+        [D] in the plain model's layout; it lies in `flat.gradient`.
     """
-    try:
-        flat.gradient.zero_()
-        with quiet():
-            torch.autograd.backward(losses.sum())
-        used = _of_units(flat, owners)
-        squares = torch.stack([gradients.squares() for gradients in used.values()])  # [parameters, U]
-        if not bool((finite := squares.sum(0).isfinite()).all()):
-            used, squares = {slot: gradients.some(finite) for slot, gradients in used.items()}, squares[:, finite]
-        bound = max_grad_norm / math.sqrt(len(flat.layout.parameters)) if per_layer else max_grad_norm
-        norms = (squares if per_layer else squares.sum(0, keepdim=True)).sqrt()
-        factors = _rounded_down((bound / norms).clamp(max=1), flat.vector.dtype).expand_as(squares)
-        total = torch.zeros_like(flat.vector)
-        for (slot, gradients), each in zip(used.items(), factors, strict=True):
-            total[slot.start : slot.stop] = gradients.weighted(each)
-        return total
-    finally:
-        forget(flat)
+    found = unit_gradients(flat, losses, owners)
+    total, used = flat.gradient, [gradients for gradients in found if gradients is not None]
+    parts = torch.stack([gradients.norms() for gradients in used])  # [parameters, U]
+    norms: Tensor = torch.linalg.vector_norm(parts, dim=0)
+    if not math.isfinite(float(norms.sum())):
+        finite = norms.isfinite()
+        found = [None if gradients is None else gradients.some(finite) for gradients in found]
+        parts, norms = parts[:, finite], norms[finite]
+    bound = max_grad_norm / math.sqrt(len(found)) if per_layer else max_grad_norm
+    below = bound * (1 - torch.finfo(total.dtype).eps)  # so that no factor is rounded above bound / norm
+    rounded = (below / (parts if per_layer else norms)).clamp_(max=1).to(total.dtype)
+    factors = iter(rounded.unbind() if per_layer else [rounded] * len(parts))
+    for slot, gradients in zip(flat.layout.parameters, found, strict=True):
+        out = total[slot.start : slot.stop]
+        if gradients is None:
+            out.zero_()
+        else:
+            gradients.weighted(next(factors), out)
+    return total
+
+
+def unit_gradients(flat: FlatModule, losses: Tensor, owners: Tensor | None) -> Sequence[RowGradients | None]:
+    """Each parameter's gradients for each row, or as means for each unit; None where it was not used.
+
+    Args:
+        flat, losses, owners: as for `clipped_gradient_sum`.
+
+    Returns:
+        In the layout's order.
+    """
+    found = _of(flat)(losses)
+    if owners is None:
+        return found
+    return [None if gradients is None else gradients.means(owners) for gradients in found]
 
 
 def noisy_gradient(
@@ -103,32 +119,38 @@ def noisy_gradient(
     """(clipped sum + z C N(0, I)) / (q n), the gradient of one private step.
 
     Args:
-        clipped_sum: [D]; zeros where the Poisson batch is empty, which leaves noise alone.
+        clipped_sum: [D], overwritten; zeros where the Poisson batch is empty, which leaves noise alone.
         noise_multiplier: z >= 0.
         max_grad_norm: C > 0.
         divisor: q n, from `batches.expected_batch`.
         generator: where the noise comes from; NumPy's, since torch's on the CPU has 2^32 streams only.
     """
-    kind = np.float64 if clipped_sum.dtype == torch.float64 else np.float32
-    noise = torch.from_numpy(generator.standard_normal(tuple(clipped_sum.shape), dtype=kind)).to(clipped_sum.dtype)
-    return (clipped_sum + noise_multiplier * max_grad_norm * noise) / divisor
+    return add_normal(clipped_sum.div_(divisor), noise_multiplier * max_grad_norm / divisor, generator)
 
 
 def forget(flat: FlatModule) -> None:
-    """Drop whatever Opacus has kept of a forward pass.
+    """Drop whatever is kept of a forward pass.
 
-    A forward pass without its backward pass (a loss that raised) would otherwise leave activations to be
-    paired with the next client's gradients: call this before a client's first step.
+    A forward pass without its backward pass (a loss that raised) would otherwise leave what layers saw: call
+    this before a client's first step.
     """
-    clear(flat.module)
+    _of(flat).forget()
 
 
-def _of_units(flat: FlatModule, owners: Tensor | None) -> dict[Slot, RowGradients]:
-    """The gradients of every parameter that was used, for each row, or as means for each unit."""
-    parameters = dict(flat.module.named_parameters())
-    found = {slot: row_gradients(parameters[slot.name]) for slot in flat.layout.parameters}
-    used = {slot: gradients for slot, gradients in found.items() if gradients is not None}
-    return used if owners is None else {slot: gradients.means(owners) for slot, gradients in used.items()}
+def _of(flat: FlatModule) -> PerRow:
+    per_row: PerRow = vars(flat.module)["per_row"]
+    return per_row
+
+
+def _per_row(twin: nn.Module, trainable: Mapping[str, nn.Parameter], name: str) -> PerRow:
+    """What finds a twin's gradients: taps where every layer is known, else Opacus' hooks."""
+    with_parameters = [layer for layer in twin.modules() if any(True for _ in layer.parameters(recurse=False))]
+    if all(layers.known(layer) for layer in with_parameters):
+        return Taps(twin, trainable)
+    from fedsim.privacy.hooks import Hooks  # Opacus takes seconds to import
+
+    _refuse_unknown_layers(twin, name)
+    return Hooks(twin, trainable)
 
 
 _REPLACEMENTS: dict[type[nn.Module], str] = {
@@ -148,7 +170,7 @@ def _refuse_layers(plain: nn.Module, name: str) -> None:
             if isinstance(layer, kind) and not without_statistics:
                 raise _refusal(name, label, layer, replacement)
         if isinstance(layer, nn.LSTM) and layer.dropout:
-            # Opacus drops the recurrent connections too: another model than the one that is deployed.
+            # Its twin has none: another model than the one that is deployed.
             raise _refusal(name, label, layer, "Set its dropout to 0 and put nn.Dropout between layers.")
         if isinstance(layer, nn.LSTM) and layer.proj_size:
             raise _refusal(name, label, layer, "Set its proj_size to 0 and add an nn.Linear.")
@@ -162,6 +184,8 @@ def _refuse_layers(plain: nn.Module, name: str) -> None:
 
 def _refuse_unknown_layers(twin: nn.Module, name: str) -> None:
     """Name the first layer that Opacus itself refuses."""
+    from opacus.validators import ModuleValidator
+
     for label, layer in twin.named_modules():
         own = list(layer.parameters(recurse=False))
         if any(parameter.requires_grad for parameter in own) and list(layer.buffers()):
@@ -181,22 +205,19 @@ def _with_private_lstms(plain: nn.Module) -> nn.Module:
     for label, layer in list(twin.named_modules(remove_duplicate=False)):
         if isinstance(layer, nn.LSTM):
             parent, _, child = label.rpartition(".")
-            replaced.setdefault(layer, _private_lstm(layer))
+            replaced.setdefault(layer, PrivateLSTM(layer))
             setattr(twin.get_submodule(parent), child, replaced[layer])
     return twin
 
 
-def _private_lstm(layer: nn.LSTM) -> nn.Module:
-    shape = {key: getattr(layer, key) for key in ("num_layers", "bias", "batch_first", "bidirectional")}
-    with seeds.scope(0, "private lstm"):  # its first weights, drawn globally, are replaced at once
-        private: nn.Module = DPLSTM(layer.input_size, layer.hidden_size, **shape)
-    private.to(dtype=layer.get_parameter("weight_ih_l0").dtype).load_state_dict(layer.state_dict())
-    for key, parameter in private.named_parameters():
-        parameter.requires_grad = layer.get_parameter(key).requires_grad
-    return private
+def _parameter(twin: nn.Module, name: str) -> nn.Parameter:
+    """A twin's parameter by its name in the plain model."""
+    label, _, own = name.rpartition(".")
+    layer = twin.get_submodule(label)
+    return layer.weights[own] if isinstance(layer, PrivateLSTM) else layer.get_parameter(own)
 
 
-def _try_at_first_forward(flat: FlatModule, name: str) -> None:
+def _try_at_first_forward(flat: FlatModule, per_row: PerRow, name: str) -> None:
     """Let the first forward pass be preceded by a trial; a trial that fails is repeated at the next one."""
     handle: RemovableHandle
 
@@ -204,16 +225,9 @@ def _try_at_first_forward(flat: FlatModule, name: str) -> None:
         nonlocal handle
         handle.remove()
         try:
-            try_rows(module, inputs, name)
+            try_rows(module, per_row, inputs, name)
         except Exception:
             handle = module.register_forward_pre_hook(trial)
             raise
 
     handle = flat.module.register_forward_pre_hook(trial)
-
-
-def _rounded_down(factors: Tensor, dtype: torch.dtype) -> Tensor:
-    """`factors` in `dtype`, never larger, so that rounding cannot lift a clipped norm above the bound."""
-    rounded = factors.to(dtype)
-    below = torch.nextafter(rounded, torch.zeros_like(rounded))
-    return torch.where(rounded.double() > factors, below, rounded)

@@ -71,8 +71,11 @@ class Ledger:
 
     def after(self, clients: Sequence[int]) -> "Ledger":
         """The ledger as it would be with a round of this cohort charged; raises as `charge` does."""
-        clients = range(len(self.plan.rates)) if self.plan.by_round else clients
-        counts = self.participations + np.bincount(np.asarray(clients, dtype=np.int64), minlength=len(self.plan.rates))
+        everybody = self.plan.by_round
+        charged_for = (
+            1 if everybody else np.bincount(np.asarray(clients, dtype=np.int64), minlength=len(self.plan.rates))
+        )
+        counts = self.participations + charged_for
         beyond = np.flatnonzero(counts > self.plan.most)
         if len(beyond):
             raise PrivacyError(
@@ -85,7 +88,8 @@ class Ledger:
 
     def largest(self) -> float:
         """The largest epsilon over clients so far; cheap enough for every round."""
-        charges = self._charges(self._charged())[0]
+        clients = self._charged()
+        charges = self._charges(clients[:1] if self.plan.by_round else clients)[0]  # there all are charged alike
         return largest(charges, self.plan.delta, self.plan.accountant)[0]
 
     def spent(self, delta: float | None = None) -> Spent:

@@ -76,7 +76,6 @@ def plan_example(
                 unit=unit,
                 grouped=grouped,
                 clipping=request.clipping,
-                gradients=request.gradients,
             ),
             noise_multiplier=1.0,
             delta=request.delta,

@@ -30,14 +30,12 @@ class ExampleMechanism:
         unit: what is protected, for people: "row", "window of 81 tokens", or the name of what groups rows.
         grouped: whether a unit is a group of rows; its gradient is then their mean.
         clipping: "flat" bounds a unit's gradient as one vector, "per-layer" each parameter at C / sqrt(layers).
-        gradients: "hooks" keeps every row's gradient, "ghost" of large dense layers and embeddings only its factors.
     """
 
     divisors: np.ndarray
     unit: str = "row"
     grouped: bool = False
     clipping: Literal["flat", "per-layer"] = "flat"
-    gradients: Literal["hooks", "ghost"] = "hooks"
 
     share = 1.0  # of the noise multiplier that a release has, at a sensitivity of C
 
@@ -152,9 +150,14 @@ class Plan:
     @cached_property
     def kinds(self) -> tuple[list[Charge], np.ndarray]:
         """The distinct charges of one participation, and [K] each client's index into them."""
-        pairs, index = np.unique(np.stack([self.rates, self.steps], axis=1), axis=0, return_inverse=True)
+        pairs, index = np.unique(
+            self.rates + 1j * self.steps, return_inverse=True
+        )  # NumPy sorts numbers, not pairs, fast
         noise = self.noise_multiplier * self.mechanism.share
-        charges = [Charge(noise, rate, int(steps), self.relation, self.sampling) for rate, steps in pairs.tolist()]
+        charges = [
+            Charge(noise, rate, int(steps), self.relation, self.sampling)
+            for rate, steps in zip(pairs.real.tolist(), pairs.imag.tolist(), strict=True)
+        ]
         return charges, index.ravel()
 
     @cached_property

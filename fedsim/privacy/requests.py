@@ -27,7 +27,6 @@ class ExamplePrivacy:
         accountant: "rdp", "prv" or "pld".
         relation: "zero-out" or "replace".
         clipping: "flat", or "per-layer".
-        gradients: "hooks", or "ghost".
     """
 
     delta: float
@@ -38,7 +37,6 @@ class ExamplePrivacy:
     accountant: Accountant = "rdp"
     relation: Relation = "zero-out"
     clipping: Literal["flat", "per-layer"] = "flat"
-    gradients: Literal["hooks", "ghost"] = "hooks"
 
     def __post_init__(self) -> None:
         _check("privacy.example", self, ("max_grad_norm", "max_participations"))

@@ -4,8 +4,11 @@ Clipping asks two things of it: each row's squared norm, and the sum of rows und
 layer neither needs the gradients themselves (Goodfellow, "Efficient Per-Example Gradient Computations", 2015): row i's
 is the sum over places t of b_t a_t^T, with a_t [I] what the layer saw there and b_t [O] the loss' gradient at its
 output. Its squared norm is the Gram form, sum over t and s of <a_t, a_s> <b_t, b_s> (Li et al., "Large Language Models
-Can Be Strong Differentially Private Learners", ICLR 2022, section 4); sum |a_t|^2 |b_t|^2 would leave out how places
-reinforce and cancel each other. An embedding's weight is such a layer's, with one-hot a_t.
+Can Be Strong Differentially Private Learners", ICLR 2022, section 4), which for a single place is |a|^2 |b|^2; for
+several, sum |a_t|^2 |b_t|^2 would leave out how places reinforce and cancel each other.
+
+A norm is never below that of what the row adds to the sum: of gradients that are kept it is measured in float64, of
+factors it is rounded up by a bound on the rounding of their product.
 """
 
 from collections.abc import Callable
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 2.0**-53  # of one operation in float64
+_GRAM_COST = 20  # time that a value of a row's gradient takes, over a multiplication in a Gram form; measured
 
 
 class RowGradients(Protocol):
@@ -25,15 +29,19 @@ class RowGradients(Protocol):
         """B."""
         ...
 
-    def squares(self) -> Tensor:
-        """[B] squared norms in float64, not below what `weighted` gives for a row, by more than its last rounding."""
+    def norms(self) -> Tensor:
+        """[B] norms in float64, not below that of what `weighted` gives for a row, by more than its last rounding."""
         ...
 
-    def weighted(self, factors: Tensor) -> Tensor:
-        """[d] the sum of rows times `factors` [B], which are of the parameter's type."""
+    def weighted(self, factors: Tensor, out: Tensor) -> None:
+        """Write to `out` [d] the sum of rows times `factors` [B], which are of the parameter's type."""
         ...
 
-    def means(self, owners: Tensor) -> "Whole":
+    def each(self) -> Tensor:
+        """[B, d] the gradients themselves."""
+        ...
+
+    def means(self, owners: Tensor) -> "RowGradients":
         """Each unit's mean over its rows, given every row's unit [B] from 0 to U - 1, each with a row at least."""
         ...
 
@@ -51,14 +59,17 @@ class Whole:
     def __len__(self) -> int:
         return len(self.sample)
 
-    def squares(self) -> Tensor:
+    def norms(self) -> Tensor:
         """See `RowGradients`."""
-        norms: Tensor = torch.linalg.vector_norm(self.sample, dim=1, dtype=torch.float64)
-        return norms.square()
+        return _norms(self.sample)
 
-    def weighted(self, factors: Tensor) -> Tensor:
+    def weighted(self, factors: Tensor, out: Tensor) -> None:
         """See `RowGradients`."""
-        return factors @ self.sample
+        torch.mm(factors[None], self.sample, out=out[None])
+
+    def each(self) -> Tensor:
+        """See `RowGradients`."""
+        return self.sample
 
     def means(self, owners: Tensor) -> "Whole":
         """See `RowGradients`."""
@@ -72,6 +83,38 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class Product:
+    """The weight [O, I] of a dense layer at a single place: `inputs` [B, I] and `outputs` [B, O]."""
+
+    inputs: Tensor
+    outputs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def norms(self) -> Tensor:
+        """See `RowGradients`; `weighted` rounds twice."""
+        return _norms(self.inputs).mul_(_norms(self.outputs)).mul_(1 + 3 * _rounding(self.outputs))
+
+    def weighted(self, factors: Tensor, out: Tensor) -> None:
+        """See `RowGradients`."""
+        shape = self.outputs.shape[1], self.inputs.shape[1]
+        torch.mm((self.outputs * factors[:, None]).t(), self.inputs, out=out.view(shape))
+
+    def each(self) -> Tensor:
+        """See `RowGradients`."""
+        return (self.outputs[:, :, None] * self.inputs[:, None]).flatten(1)
+
+    def means(self, owners: Tensor) -> Whole:
+        """See `RowGradients`."""
+        return _means(owners, self.some, self.outputs, self.outputs.shape[1] * self.inputs.shape[1])
+
+    def some(self, rows: Tensor) -> "Product":
+        """See `RowGradients`."""
+        return Product(self.inputs[rows], self.outputs[rows])
+
+
+@dataclass(frozen=True)
 class Products:
     """The weight [O, I] of a dense layer: `inputs` [B, T, I] and `outputs` [B, T, O], its output's gradient."""
 
@@ -81,19 +124,28 @@ class Products:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def squares(self) -> Tensor:
-        """See `RowGradients`."""
-        inputs = self.inputs.double()
-        return _gram(inputs @ inputs.mT, self.outputs.double(), inputs.shape[2])
+    def norms(self) -> Tensor:
+        """See `RowGradients`.
 
-    def weighted(self, factors: Tensor) -> Tensor:
+        With M = sum over t of |a_t| |b_t|, at least the norm |g|, and u the rounding of one operation, `weighted` is
+        off for a row by at most (T + 1) u M: one rounding of b_t under the factor, T of products and sums.
+        """
+        square, most = _gram(self.inputs, self.outputs)
+        return square.sqrt() + (self.inputs.shape[1] + 2) * _rounding(self.outputs) * most
+
+    def weighted(self, factors: Tensor, out: Tensor) -> None:
         """See `RowGradients`."""
-        scaled = self.outputs.double() * factors.double()[:, None, None]
-        return (scaled.flatten(0, 1).T @ self.inputs.double().flatten(0, 1)).flatten().to(factors.dtype)
+        scaled = self.outputs * factors[:, None, None]
+        shape = self.outputs.shape[2], self.inputs.shape[2]
+        torch.mm(scaled.flatten(0, 1).T, self.inputs.flatten(0, 1), out=out.view(shape))
+
+    def each(self) -> Tensor:
+        """See `RowGradients`."""
+        return torch.bmm(self.outputs.mT, self.inputs).flatten(1)
 
     def means(self, owners: Tensor) -> Whole:
         """See `RowGradients`."""
-        return _means(owners, self.some, self.outputs.dtype)
+        return _means(owners, self.some, self.outputs, self.outputs.shape[2] * self.inputs.shape[2])
 
     def some(self, rows: Tensor) -> "Products":
         """See `RowGradients`."""
@@ -102,60 +154,112 @@ class Products:
 
 @dataclass(frozen=True)
 class Lookups:
-    """The weight [V, d] of an embedding: `tokens` [B, T] and `outputs` [B, T, d], its output's gradient."""
+    """The weight [V, d] of an embedding: for each of N pairs of a row and a token in it, the gradient that they add.
 
+    Attributes:
+        rows, tokens: [N] of each pair; no pair comes twice.
+        sums: [N, d] over the places where the row has the token.
+        count: B.
+        vocabulary: V.
+    """
+
+    rows: Tensor
     tokens: Tensor
-    outputs: Tensor
+    sums: Tensor
+    count: int
     vocabulary: int
 
+    @classmethod
+    def at(cls, tokens: Tensor, outputs: Tensor, vocabulary: int) -> "Lookups":
+        """Of `tokens` [B, T] and `outputs` [B, T, d], the gradient at what was looked up."""
+        count, places = tokens.shape
+        rows = torch.arange(count, device=tokens.device).repeat_interleave(places)
+        return _paired(rows, tokens.flatten().long(), outputs.flatten(0, 1), count, vocabulary)
+
     def __len__(self) -> int:
-        return len(self.tokens)
+        return self.count
 
-    def squares(self) -> Tensor:
+    def norms(self) -> Tensor:
         """See `RowGradients`."""
-        same = (self.tokens[:, :, None] == self.tokens[:, None, :]).double()
-        return _gram(same, self.outputs.double(), 1)
+        squares = _norms(self.sums).square_()
+        return squares.new_zeros(self.count).index_add_(0, self.rows, squares).sqrt_()
 
-    def weighted(self, factors: Tensor) -> Tensor:
+    def weighted(self, factors: Tensor, out: Tensor) -> None:
         """See `RowGradients`."""
-        scaled = self.outputs.double() * factors.double()[:, None, None]
-        total = scaled.new_zeros(self.vocabulary, scaled.shape[2])
-        return total.index_add_(0, self.tokens.flatten(), scaled.flatten(0, 1)).flatten().to(factors.dtype)
+        scaled = self.sums * factors[self.rows, None]
+        out.zero_().view(self.vocabulary, -1).index_add_(0, self.tokens, scaled)
 
-    def means(self, owners: Tensor) -> Whole:
+    def each(self) -> Tensor:
         """See `RowGradients`."""
-        return _means(owners, self.some, self.outputs.dtype)
+        whole = self.sums.new_zeros(self.count, self.vocabulary, self.sums.shape[1])
+        whole[self.rows, self.tokens] = self.sums
+        return whole.flatten(1)
+
+    def means(self, owners: Tensor) -> "Lookups":
+        """See `RowGradients`."""
+        counts, units = owners.bincount(), owners[self.rows]
+        return _paired(units, self.tokens, self.sums / counts[units, None], len(counts), self.vocabulary)
 
     def some(self, rows: Tensor) -> "Lookups":
         """See `RowGradients`."""
-        return Lookups(self.tokens[rows], self.outputs[rows], self.vocabulary)
+        kept, numbers = rows[self.rows], rows.cumsum(0) - 1
+        of_kept = numbers[self.rows[kept]]
+        return Lookups(of_kept, self.tokens[kept], self.sums[kept], int(rows.sum()), self.vocabulary)
 
 
-def _means(owners: Tensor, some: Callable[[Tensor], RowGradients], kind: torch.dtype) -> Whole:
-    """Each unit's mean, made from the factors of its own rows alone."""
-    counts = owners.bincount().tolist()
-    parts = (some(owners == unit).weighted(torch.full((n,), 1 / n, dtype=kind)) for unit, n in enumerate(counts))
-    return Whole(torch.stack(list(parts)))
-
-
-def _gram(inner: Tensor, outputs: Tensor, width: int) -> Tensor:
-    """[B] sum over t, s of inner_ts <b_t, b_s>, rounded up so that no clipped norm exceeds its bound.
-
-    With M = sum over t of |a_t| |b_t|, at least the norm |g|, and n the operations of the longest chain, rounding moves
-    the sum by at most n u M^2, and what `weighted` gives for the row by at most n u M: (|g| + n u M)^2 is below
-    |g|^2 + 3 n u M^2. So 4 n u M^2 more than what was summed covers both.
+def dense(inputs: Tensor, outputs: Tensor) -> RowGradients:
+    """A dense layer's weight in the form that takes the least time.
 
     Args:
-        inner: [B, T, T] <a_t, a_s>.
-        outputs: [B, T, O] b_t.
-        width: I, terms of each <a_t, a_s>.
+        inputs: [B, T, I] what the layer saw.
+        outputs: [B, T, O] the gradient at its output.
     """
-    products = inner * (outputs @ outputs.mT)
-    lengths = products.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sum(1)
-    operations = width + outputs.shape[2] + inner.shape[1] ** 2 + 2
-    return products.sum((1, 2)).clamp(min=0) + 4 * operations * _ROUNDING * lengths.square()
+    if inputs.shape[1] == 1:
+        return Product(inputs[:, 0], outputs[:, 0])
+    products = Products(inputs, outputs)
+    return products if as_factors(inputs.shape[1], inputs.shape[2], outputs.shape[2]) else Whole(products.each())
 
 
-def costs_less(places: int, values: int) -> bool:
-    """Whether the two [T, T] matrices of a Gram form are smaller than a row's gradient of `values` values."""
-    return 2 * places**2 < values
+def as_factors(places: int, seen: int, given: int) -> bool:
+    """Whether factors of T places, I and O values take less time than the gradients themselves."""
+    return places == 1 or places**2 * (given + seen) < _GRAM_COST * given * seen
+
+
+def _rounding(like: Tensor) -> float:
+    """Of one operation."""
+    return torch.finfo(like.dtype).eps / 2
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    """[n] norms of vectors [n, d] in float64."""
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+    return norms
+
+
+def _paired(rows: Tensor, tokens: Tensor, values: Tensor, count: int, vocabulary: int) -> Lookups:
+    """Values [M, d] of places, added up for each pair of a row and a token."""
+    pairs, place = torch.unique(rows * vocabulary + tokens, return_inverse=True)
+    sums = values.new_zeros(len(pairs), values.shape[1]).index_add_(0, place, values)
+    return Lookups(pairs // vocabulary, pairs % vocabulary, sums, count, vocabulary)
+
+
+def _means(owners: Tensor, some: Callable[[Tensor], RowGradients], like: Tensor, size: int) -> Whole:
+    """[U, size] each unit's mean, made from the factors of its own rows alone."""
+    counts = owners.bincount().tolist()
+    means = like.new_empty(len(counts), size)
+    for unit, rows in enumerate(counts):
+        some(owners == unit).weighted(like.new_full((rows,), 1 / rows), means[unit])
+    return Whole(means)
+
+
+def _gram(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] sum over t, s of <a_t, a_s> <b_t, b_s>, rounded up, and M.
+
+    With n the operations of the longest chain, rounding moves the sum by at most n u M^2, and M itself by less than
+    half of it.
+    """
+    seen, given = inputs.double(), outputs.double()
+    products = (seen @ seen.mT) * (given @ given.mT)
+    most = products.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sum(1)
+    operations = seen.shape[2] + given.shape[2] + seen.shape[1] ** 2 + 2
+    return products.sum((1, 2)).clamp(min=0) + 2 * operations * _ROUNDING * most.square(), most

@@ -27,9 +27,11 @@ def my_strategy(memory: float = 0.3, weights: Weighting = "examples") -> Algorit
         # local.number, .rows, .round    who it is, how many train rows it has, which round it is
         # local.train(start)   trains as the scenario's [train] says, and gives .params, .steps, .step_size
         #     correct = lambda gradient, params: ...   changes the gradient of every step
-        #     loss_term = lambda model, batch: ...     adds a term [B] to the loss of each row
+        #     loss_term = lambda model, batch: ...     adds a term [B] to the loss of each row of one client
         #     epochs, whole, trains, at                see fedsim/algorithm.py
         # local.loss(params), local.data(), local.frozen(params)    its loss, its rows, a model that does not learn
+        # Where [engine] stack trains C clients at once, these are all of them: vectors [C, D], numbers [C, 1]. What
+        # takes each client for itself serves both, update.norm(dim=-1, keepdim=True); else they train one by one.
         update = local.train(local.received).params - local.received
         kept = memory * local.state["kept"] + update
         return Upload(

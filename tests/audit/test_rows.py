@@ -103,7 +103,7 @@ def test_units_are_canaries_too(tmp_path: Path) -> None:
 
 
 def note(seen: list[Tensor], released: Tensor, at: Tensor, loss_term: object) -> None:
-    seen.append(released)
+    seen.append(released.clone())
 
 
 def test_watching_changes_no_bit() -> None:

@@ -34,6 +34,19 @@ def test_every_row_is_somewhere_once(corpus: Corpus) -> None:
     assert np.array_equal(flat[np.lexsort(flat.T)], expected[np.lexsort(expected.T)])
 
 
+def test_rows_lie_in_memory_as_they_do_in_a_worker(corpus: Corpus) -> None:
+    """Pickling lays them out anew, and a convolution of rows that lie otherwise has other bits."""
+    across = replace(corpus, x=np.ascontiguousarray(corpus.x.transpose(0, 3, 2, 1)).transpose(0, 3, 2, 1))
+    assert not across.x.flags.c_contiguous
+    federation = build(across, 1, DIRICHLET)
+    usual = build(corpus, 1, DIRICHLET)
+    for ours, expected in [
+        (federation.x, usual.x),
+        *((federation.central[part].x, usual.central[part].x) for part in usual.central),
+    ]:
+        assert np.array_equal(ours, expected) and ours.strides == expected.strides
+
+
 def test_parts_of_a_client_follow_the_shares(corpus: Corpus) -> None:
     federation = build(corpus, 1, {"kind": "iid", "clients": 2}, central=0.5, shares=(0.2, 0.4, 0.4))
     assert 0.4 < len(federation.central["validation"].x) / len(federation.central["test"].x) < 2.5

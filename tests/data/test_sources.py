@@ -42,7 +42,17 @@ def shared(folder: str) -> Path:
 
 def test_every_source_is_found_by_name() -> None:
     known = registry.members("fedsim.data.sources")
-    assert known == ["csv", "digits", "fashion-mnist", "mnist", "npz", "python-source", "shakespeare"]
+    assert known == [
+        "arrays",
+        "csv",
+        "digits",
+        "fashion-mnist",
+        "mnist",
+        "npz",
+        "python-source",
+        "shakespeare",
+        "synthetic",
+    ]
 
 
 def test_digits() -> None:

@@ -3,7 +3,6 @@
 A failure names its mutant by number; `mutants.mutant(number)` makes it again.
 """
 
-import functools
 import math
 import re
 import subprocess
@@ -17,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import sklearn.datasets
 import tomli_w
 
 from fedsim.data.corpus import Folders
@@ -44,7 +42,6 @@ BLOCKS = (
     *(pytest.param(range(first, first + 500), marks=pytest.mark.proof) for first in range(0, 10_000, 500)),
 )
 PROCESSES = (*range(4), *(pytest.param(number, marks=pytest.mark.proof) for number in range(10_000, 10_100)))
-DIGITS = functools.cache(sklearn.datasets.load_digits)
 BOUNDS = "delta=1e-3,max_grad_norm=1.0"
 SLIPS: tuple[tuple[str, str], ...] = (
     ("rounds=1" + 30 * "0", "rounds: whole numbers have 64 bits"),
@@ -139,10 +136,7 @@ def assert_one_line(message: str) -> None:
 
 
 @pytest.mark.parametrize("numbers", BLOCKS, ids=lambda block: f"{block.start}-{block.stop - 1}")
-def test_a_mutant_is_planned_or_refused_in_one_line(
-    numbers: range, place: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sklearn.datasets, "load_digits", DIGITS)
+def test_a_mutant_is_planned_or_refused_in_one_line(numbers: range, place: Path, tally: Tally) -> None:
     failures = []
     for number in numbers:
         started = time.perf_counter()

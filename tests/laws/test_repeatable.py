@@ -1,5 +1,7 @@
 """One scenario, one result to the bit: on any engine, with any number of workers, in any order, after a kill."""
 
+import random
+import threading
 from collections.abc import Sequence
 from contextlib import closing
 from functools import cache
@@ -188,6 +190,43 @@ class Struck:
 def test_a_worker_killed_from_outside_changes_nothing(ray_engine: "RayEngine") -> None:
     """As a system short of memory kills it."""
     assert fingerprint(prepared("plain"), Struck(ray_engine)) == inline("plain")
+
+
+class Harassed(Struck):
+    """Ray, of which a worker that is at work is killed whenever chunks have been handed out."""
+
+    description = "Ray, harassed"
+
+    def grid(self, job: Job, states: ClientStates | None = None) -> SimulatedGrid:
+        import ray
+
+        from fedsim.engine.ray import RayGrid
+
+        grid, draws = RayGrid(self.engine, job, states), random.Random(1)
+        work = grid.run_chunks
+
+        def harassed(chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
+            ready = [place.number for place in grid.crew if place.installing is None]
+            victims = [self.engine.actors[draws.choice(ready)]] if ready else []
+            killing = threading.Timer(draws.uniform(0, 0.05), lambda: [ray.kill(victim) for victim in victims])
+            killing.start()
+            try:
+                return work(chunks, timeout)
+            finally:
+                killing.join()
+
+        grid.run_chunks = harassed  # type: ignore[method-assign]
+        return grid
+
+
+OFTEN = [pytest.param(name, marks=pytest.mark.proof) for name in ("scaffold", "ditto", "crowd")]
+"""Starting a worker takes seconds, and here one starts in nearly every round."""
+
+
+@pytest.mark.parametrize("name", ["plain", *OFTEN])
+def test_a_random_worker_killed_every_round_changes_nothing(name: str, ray_engine: "RayEngine") -> None:
+    """Chunks that were lost are done again, whatever else the dead worker held, and by whoever is there."""
+    assert fingerprint(prepared(name), Harassed(ray_engine)) == inline(name)
 
 
 def test_a_server_half_that_sums_has_the_same_bits_on_ray(ray_engine: "RayEngine", tmp_path: Path) -> None:

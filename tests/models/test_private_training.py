@@ -16,8 +16,8 @@ from fedsim import seeds
 from fedsim.data.corpus import Task
 from fedsim.local import Received, Work
 from fedsim.model import make_model
-from fedsim.privacy.hooks import row_gradients
-from fedsim.privacy.rows import Whole
+from fedsim.privacy.example import private_module, unit_gradients
+from fedsim.privacy.taps import Taps
 from fedsim.problem import evaluate, problem_for
 from tests import small
 
@@ -32,7 +32,7 @@ CASES: list[tuple[str, tuple[int, ...], Task, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "shape", "task", "settings"), CASES)
-def test_opacus_gradients_are_one_example_gradients(
+def test_gradients_are_those_of_opacus_and_of_one_example(
     name: str, shape: tuple[int, ...], task: Task, settings: dict[str, Any]
 ) -> None:
     """In float64, by Opacus' hooks on the unchanged model, with repeated bytes in the text."""
@@ -43,9 +43,14 @@ def test_opacus_gradients_are_one_example_gradients(
     hooked = GradSampleModule(copy.deepcopy(plain), batch_first=True, loss_reduction="sum", strict=True)
     torch.autograd.backward(problem.losses(hooked(x), y).sum())
     sampled = {key.removeprefix("_module."): parameter.grad_sample for key, parameter in hooked.named_parameters()}
+    flat = private_module(plain, name)
+    found = dict(zip(sampled, unit_gradients(flat, problem.losses(flat.module(x), y), None), strict=True))
     for row in range(len(x)):
         for key, gradient in _gradients(plain, problem.losses(plain(x[row : row + 1]), y[row : row + 1]).sum()).items():
             torch.testing.assert_close(sampled[key][row], gradient, rtol=1e-9, atol=1e-12)
+            rows = found[key]
+            assert rows is not None
+            torch.testing.assert_close(rows.each()[row], gradient.flatten(), rtol=1e-9, atol=1e-12)
 
 
 def _rows(name: str, shape: tuple[int, ...], task: Task) -> tuple[Tensor, Tensor]:
@@ -73,12 +78,15 @@ FAMILIES: dict[str, small.Changes] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_takes_the_steps_that_it_is_charged_for(family: str) -> None:
-    """A client's round under clip and noise: finite, and the same to rounding however norms are found."""
+def test_every_family_takes_the_steps_that_it_is_charged_for(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client's round under clip and noise: finite, and the same to rounding by taps and by Opacus' hooks."""
     noise = {"noise_multiplier": 0.5, "delta": 1e-3, "max_grad_norm": 0.5}
     updates = []
-    for gradients in ("hooks", "ghost"):
-        work = Work(small.job({**FAMILIES[family], "privacy.example": {**noise, "gradients": gradients}}))
+    for tapped in (True, False):
+        if not tapped:
+            monkeypatch.setattr("fedsim.privacy.layers.known", lambda layer: False)
+        work = Work(small.job({**FAMILIES[family], "privacy.example": noise}))
+        assert work.private is not None and isinstance(work.private.module.per_row, Taps) == tapped
         done = work.train(1, 1, Received(work.initial, {}), None)
         assert work.job.privacy is not None
         assert done.steps == work.job.privacy.steps[1] > 0
@@ -86,16 +94,6 @@ def test_every_family_takes_the_steps_that_it_is_charged_for(family: str) -> Non
         updates.append(done.vector)
     assert updates[0].norm() > 0
     assert (updates[0] - updates[1]).norm() <= 1e-4 * updates[0].norm()
-
-
-@pytest.mark.parametrize("gradients", ["hooks", "ghost"])
-def test_a_scenario_gets_the_gradients_that_it_asks_for(gradients: str) -> None:
-    noise = {"noise_multiplier": 0.5, "delta": 1e-3, "max_grad_norm": 0.5}
-    flat = Work(small.job({"privacy.example": {**noise, "gradients": gradients}})).private
-    assert flat is not None
-    torch.autograd.backward(flat.module(torch.ones(2, 1, 8, 8)).sum())
-    whole = [isinstance(row_gradients(parameter), Whole) for parameter in flat.module.parameters()]
-    assert all(whole) == (gradients == "hooks")
 
 
 def test_the_small_cnn_learns_digits_through_clip_and_noise() -> None:

@@ -9,13 +9,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor
 
 from fedsim.algorithm import Algorithm
+from fedsim.arrays import encode
 from fedsim.composition import algorithm_of
 from fedsim.errors import ScenarioError
 from fedsim.flower import AlgorithmStrategy
 from fedsim.grid import CLIENT_FAILED, Chunk, ChunkResult, SimulatedGrid, client_number, failure
 from fedsim.job import Job
 from fedsim.local import Work
-from fedsim.parameters import encode, to_record
+from fedsim.parameters import to_record
 from fedsim.registry import members
 from tests import small
 

@@ -183,7 +183,10 @@ def combine(
     return Combined(
         update=parts.pop("update"),
         extra=parts,
-        scalars={name: torch.stack([upload.scalars[name] for upload in uploads]) for name in algorithm.scalars},
+        scalars={
+            name: torch.tensor([float(upload.scalars[name]) for upload in uploads], dtype=torch.float64)
+            for name in algorithm.scalars
+        },
         numbers=numbers,
         weights=weights,
         share_of_population=len(chosen) / population,

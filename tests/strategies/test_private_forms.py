@@ -76,14 +76,13 @@ def people(folders: Folders) -> Corpus:
 
 
 @cache
-def job(name: str, unit: str | None = None, clipping: str = "flat", gradients: str = "hooks") -> Job:
+def job(name: str, unit: str | None = None, clipping: str = "flat") -> Job:
     """Eight clients, small batches and large noise under a strategy."""
     privacy = {
         "noise_multiplier": 1.0,
         "delta": 1e-3,
         "max_grad_norm": CLIP,
         "clipping": clipping,
-        "gradients": gradients,
     }
     personal = {"personal": "net.head.*"} if of(name).personal not in (None, "*") else {}
     return small.job(
@@ -214,9 +213,8 @@ def test_one_row_moves_a_step_by_at_most_the_clip_and_nothing_else(name: str) ->
 
 @pytest.mark.parametrize("unit", [None, "person"])
 @pytest.mark.parametrize("clipping", ["flat", "per-layer"])
-@pytest.mark.parametrize("gradients", ["hooks", "ghost"])
-def test_so_does_a_person_however_gradients_are_clipped(unit: str | None, clipping: str, gradients: str) -> None:
-    check_private_form(Work(job("ditto", unit, clipping, gradients)))
+def test_so_does_a_person_however_gradients_are_clipped(unit: str | None, clipping: str) -> None:
+    check_private_form(Work(job("ditto", unit, clipping)))
 
 
 def test_a_second_pass_has_coins_of_its_own_and_leaves_the_first_as_it_was() -> None:
@@ -276,20 +274,20 @@ def test_a_raw_loss_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tilted(local: Local) -> Upload:
     """An update with the mean of the rows in it."""
-    rows = cast(LocalClient, local)._data.inputs
+    rows = cast(LocalClient, local).trained_on.inputs
     return Upload(local.train(local.received).params - local.received + rows.mean())
 
 
 def counting(local: Local) -> Upload:
     """A state that says how often the first class occurs; of later rounds' updates it says more."""
-    rows = cast(LocalClient, local)._data.targets
+    rows = cast(LocalClient, local).trained_on.targets
     update = local.train(local.received).params - local.received
     return Upload(update, state={"count": (rows == 0).sum()[None].double()})
 
 
 def weighing(local: Local) -> Upload:
     """Steps as long as all rows together say."""
-    level = cast(LocalClient, local)._data.inputs.mean().abs()
+    level = cast(LocalClient, local).trained_on.inputs.mean().abs()
     return Upload(local.train(local.received, correct=lambda gradient, params: gradient * level).params)
 
 

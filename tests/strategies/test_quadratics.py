@@ -376,8 +376,9 @@ def test_qfedavg_survives_losses_of_almost_nothing(q: float, off: float) -> None
     server = algorithm.start(start, 4)
     uploads = [work(algorithm, client, server) for client in fitted]
     for upload in uploads:
-        assert upload.update.dtype == upload.scalars["h"].dtype == torch.float32
-        assert torch.finfo(torch.float32).tiny < upload.scalars["h"] < torch.inf
+        h = upload.scalars["h"]
+        assert isinstance(h, Tensor) and upload.update.dtype == h.dtype == torch.float32
+        assert torch.finfo(torch.float32).tiny < h < torch.inf
     moved = algorithm.server(server, combine(algorithm, fitted, uploads, 4)).params - start
     longest = (fitted[0].train(start).params - start).abs().max()
     assert moved.abs().max() <= longest * (1 + 1e-4)
