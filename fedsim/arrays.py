@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord
 
 
 class Values(Array):
-    """A Flower array that holds its values as they are; equal, also in its bytes, to `Array(values)`.
+    """A Flower array that holds its values as they are; equal, also in its bytes, to `Array` of them in C order.
 
     Attributes:
         values: read-only, C-contiguous. The memory is not copied, so it must not be written any more.

@@ -7,7 +7,7 @@ else it does (tied weights, work in place, gradients of gradients) stands in the
 in any other way has its gradient from autograd.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,10 +48,13 @@ class Gradients:
         apart = {each.weight for each in maps}
         others = [place for place in range(len(self._ends)) if place not in apart]
         wanted = [*(each.output for each in maps), *(self._ends[place] for place in others)]
+        hooked: dict[int, Tensor] = {}
+        for number, each in enumerate(maps):
+            each.output.node.register_prehook(_noting(hooked, number))
         found = torch.autograd.grad(loss, wanted, allow_unused=True)
         uses: dict[int, list[Product]] = {}
-        for each, gradient in zip(maps, found, strict=False):
-            if gradient is not None:
+        for number, (each, before) in enumerate(zip(maps, found, strict=False)):
+            if (gradient := hooked.get(number, before)) is not None:
                 uses.setdefault(each.weight, []).append(Product(gradient.t(), each.taken))
         whole = zip(others, found[len(maps) :], strict=True)
         return Found(
@@ -68,6 +71,19 @@ class Gradients:
             for each in _linear_maps(loss.grad_fn, self._large)
             if not self._parameters[each.weight]._backward_hooks
         ]
+
+
+def _noting(hooked: dict[int, Tensor], number: int) -> Callable[[Sequence[Tensor | None]], None]:
+    """Notes an output's gradient as its map takes it: the model's hooks have changed it, what is asked for may not be.
+
+    Where nothing below a map is asked for, the map is not run, and then hooks come first.
+    """
+
+    def note(gradients: Sequence[Tensor | None]) -> None:
+        if gradients[0] is not None:
+            hooked[number] = gradients[0]
+
+    return note
 
 
 def _joined(products: list[Product]) -> Product:

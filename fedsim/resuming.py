@@ -169,6 +169,8 @@ def restored_jobs(
             f"one that gives {keys} from the start"
         )
     odd = list(numerical_differences(then, now))
+    if scenario.engine.devices not in (None, ["cpu"]) and then.get("gpus") != now.get("gpus"):
+        odd.append(f"GPUs {then.get('gpus')} then, {now.get('gpus')} now")
     if odd and scenario.engine.bits == "guaranteed":
         raise ScenarioError(
             f"{path}: {'; '.join(odd)}: the bits would perhaps not be those of an uninterrupted run. To go on all the "

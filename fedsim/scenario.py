@@ -430,8 +430,7 @@ class Scenario(Table):
             raise ValueError("train.precision = 'bf16' does not go with privacy.example, whose clip is proved for fp32")
         if self.engine.compile or (self.engine.stack or 1) > 1 or self.engine.devices not in (None, ["cpu"]):
             raise ValueError(
-                "train.precision = 'bf16' trains one client at a time on a core; leave engine.stack, devices and compile "
-                "out"
+                "train.precision = 'bf16' trains clients one by one on a core; leave engine.stack, devices, compile out"
             )
         return self
 

@@ -100,7 +100,7 @@ def test_replayed_steps_are_steps() -> None:
 
 def test_graphs_of_ever_new_shapes_do_not_pile_up() -> None:
     """A step on all rows has as many as the largest client of its stack."""
-    alive: "weakref.WeakSet[Tensor]" = weakref.WeakSet()
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
 
     def watched(computation: Computation, tensors: Sequence[Tensor]) -> Captured:
         made = recorded(computation, tensors)

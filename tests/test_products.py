@@ -153,6 +153,15 @@ def hooked(net: Any) -> Any:
     return net.second(net.first(rows(4)).tanh())
 
 
+def turned_on_the_way(net: Any) -> Any:
+    """As gradients are reversed for adversarial training, or clipped between layers."""
+    first, second = net.first(rows(4)), net.second(net.third(rows(4)))
+    first.register_hook(lambda gradient: -2 * gradient)
+    second.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
+    second.grad_fn.register_prehook(lambda gradients: (3 * gradients[0],))
+    return net.third(first.tanh()) + second
+
+
 USES: dict[str, tuple[Callable[[Any], Tensor], int]] = {
     "rows": (lambda net: net.third(net.second(net.first(rows(4)).tanh())), 3),
     "rows of sequences": (lambda net: net.second(net.first(rows(2, 3)).tanh()), 2),
@@ -175,6 +184,7 @@ USES: dict[str, tuple[Callable[[Any], Tensor], int]] = {
     "penalised": (penalised, 0),
     "recomputed": (recomputed, 3),
     "hooked": (hooked, 1),
+    "turned on the way": (turned_on_the_way, 3),
 }
 
 
@@ -191,7 +201,8 @@ def test_other_uses_of_a_weight_are_counted(use: str) -> None:
 def test_layers_without_bias() -> None:
     module = Net(bias=False)
     assert products_of(module, lambda net: called_twice(net).sum()) == 2
-    assert_same(module, lambda net: called_twice(net).square().sum(), 1e-12)
+    for use in (called_twice, turned_on_the_way):
+        assert_same(module, lambda net, use=use: use(net).square().sum(), 1e-12)  # type: ignore[misc]
 
 
 STEPS: dict[str, Callable[[Tensor, nn.Linear], Tensor]] = {
