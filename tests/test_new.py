@@ -33,6 +33,14 @@ def test_the_commented_scenario_explains_every_table(tmp_path: Path) -> None:
     assert "[privacy.example" in written
 
 
+@pytest.mark.parametrize("table", ["train", "cohort", "evaluate", "stop", "engine", "checkpoint", "records"])
+def test_the_commented_scenario_explains_every_key(table: str, tmp_path: Path) -> None:
+    (file,) = create(tmp_path / "mine.toml")
+    below = file.read_text().partition(f"\n[{table}]")[2].partition("\n[")[0]
+    keys = set(getattr(Scenario.model_fields[table].annotation, "model_fields"))  # noqa: B009 - mypy sees a plain type
+    assert not {key for key in keys if key not in below}
+
+
 def switched_on(file: Path, first: str, count: int) -> None:
     """Take the comment signs from the line that begins so, and from those after it."""
     lines = file.read_text().splitlines()
