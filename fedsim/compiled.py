@@ -52,6 +52,11 @@ class Libraries(NamedTuple):
     step: bytes | None
     batch_size: int
 
+    @property
+    def digest(self) -> str:
+        """SHA-256: made anew, by another compiler, they may give other bits."""
+        return hashlib.sha256(self.gradient + (self.step or b"")).hexdigest()
+
 
 class Program:
     """A compiled model in this process.

@@ -23,6 +23,7 @@ def environment(
     model: str,
     scenario_folder: Path,
     noise: tuple[float, int | None] | None = None,
+    compiled: str | None = None,
 ) -> dict[str, Any]:
     """This machine and process, as `environment.json` keeps them.
 
@@ -33,6 +34,7 @@ def environment(
         model: where the model that was used is to be found, likewise.
         scenario_folder: against which the scenario names files.
         noise: noise multiplier and most participations that were solved for privacy, if it was asked for.
+        compiled: SHA-256 of the compiled local step, if it was asked for.
 
     Returns:
         Plain values: Python and package versions, platform, processor, the vector instructions that torch
@@ -49,6 +51,7 @@ def environment(
         "data_sha256": data_digest,
         "scenario_folder": str(scenario_folder.resolve()),
         "noise": list(noise) if noise is not None else None,
+        "compiled": compiled,
     }
 
 
@@ -79,9 +82,9 @@ def numerical_differences(
 ) -> Iterator[str]:
     """What may change a result's last bits, each in words; `names` are those of the two."""
     first, second = names
-    for key in ("python", "processor", "cpu_capability"):
+    for key in ("python", "processor", "cpu_capability", "compiled"):
         if then.get(key) != now.get(key):
-            yield f"{key} {then.get(key)} {first}, {now.get(key)} {second}"
+            yield f"{key} {_short(then.get(key))} {first}, {_short(now.get(key))} {second}"
     before, after = then.get("packages") or {}, now.get("packages") or {}
     for name in NUMERICAL:
         if before.get(name) != after.get(name):

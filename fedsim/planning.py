@@ -78,4 +78,5 @@ def provenance(job: Job) -> dict[str, Any]:
         model=model_reference(job.model),
         scenario_folder=job.scenario.folder,
         noise=(job.privacy.noise_multiplier, job.privacy.max_participations) if job.privacy is not None else None,
+        compiled=job.compiled.digest if job.compiled is not None else None,
     )

@@ -21,6 +21,7 @@ from fedsim.local import Received, Work
 from fedsim.models.lstm import lstm
 from fedsim.parameters import FlatModule, Weights
 from fedsim.problem import Classification, NextToken, Problem
+from fedsim.stored import stored_environment
 from fedsim.training import Step
 from tests import small
 
@@ -310,6 +311,7 @@ def test_bits_depend_on_no_engine(tmp_path: Path, ray_engine: "RayEngine") -> No
     """Every worker loads the one library that the job carries."""
     job = small.job({**COMPILED, "rounds": 2})
     inline = small.run(job, tmp_path / "inline").fingerprint
+    assert job.compiled is not None and stored_environment(tmp_path / "inline")["compiled"] == job.compiled.digest
     for workers in (1, 2):
         engine = small.with_workers(ray_engine, workers)
         assert small.run(job, tmp_path / str(workers), engine).fingerprint == inline

@@ -485,7 +485,13 @@ def test_what_came_from_a_python_program_is_asked_for_again(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("packages", {"torch": "1.0.0"}), ("processor", "an abacus"), ("cpu_capability", "AVX9"), ("python", "2.7")],
+    [
+        ("packages", {"torch": "1.0.0"}),
+        ("processor", "an abacus"),
+        ("cpu_capability", "AVX9"),
+        ("python", "2.7"),
+        ("compiled", "otherwise"),
+    ],
 )
 def test_what_may_change_the_last_bits_is_told(key: str, value: Any, out: Path, uninterrupted: Path) -> None:
     """And can be accepted; then nothing else is promised, though here all is the same."""
