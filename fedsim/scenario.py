@@ -359,6 +359,12 @@ class Engine(Table):
         description="not guaranteed: a run may be resumed on another processor or with other package versions",
     )
 
+    @model_validator(mode="after")
+    def _where(self) -> Self:
+        if self.stack == 1 and self.devices not in (None, ["cpu"]):
+            raise ValueError("devices are for stacks, and stack = 1 makes none; leave one of them out")
+        return self
+
 
 class Checkpoint(Table):
     """What a run keeps on disk to be resumed from."""

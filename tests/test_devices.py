@@ -44,6 +44,11 @@ def test_other_devices_are_refused(asked: list[str], present: int, reason: str) 
         resolved(asked, present)
 
 
+def test_one_by_one_there_is_no_device_to_ask_for() -> None:
+    with pytest.raises(ScenarioError, match="engine: devices are for stacks"):
+        small.job({"engine.stack": 1, "engine.devices": ["cuda:0"]})
+
+
 def test_workers_take_turns_at_devices() -> None:
     assert [of_worker(["cuda:0", "cuda:1"], worker).index for worker in range(4)] == [0, 1, 0, 1]
 

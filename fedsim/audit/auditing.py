@@ -68,7 +68,7 @@ def audit(
         raise ScenarioError(f"--canaries {count}: give at least 1")
     folders = Folders.of(data_dir, scenario.folder)
     run = audit_rows if level == "example" else audit_clients
-    alone = scenario.changed({"engine.stack": 1})  # canaries do what their client half says, which is no stack's
+    alone = scenario.changed({"engine.stack": 1, "engine.devices": ["cpu"]})  # canaries' client half is no stack's
     return run(alone, folders, count, delta, progress, noise_off=noise_off)
 
 
