@@ -12,17 +12,17 @@ processes are not. A round lasts from the end of the one before to its own end; 
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from _contenders import write
 
 HERE = Path(__file__).parent
 LEGEND = """\
@@ -69,7 +69,8 @@ def main() -> None:
     table = {setting: measured(setting) for setting in dict.fromkeys(QUICK_SETTINGS if options.quick else SETTINGS)}
     print(render(table))
     if not options.quick:
-        print(f"\nwritten to {write(table)}")
+        costs = [{**setting._asdict(), **found._asdict()} for setting, found in table.items()]
+        print(f"\nwritten to {write('scale', {'costs': costs})}")
 
 
 def measured(setting: Setting) -> Cost:
@@ -178,16 +179,6 @@ def render(table: dict[Setting, Cost]) -> str:
 def spread(values: list[float], digits: int) -> str:
     """Median, least and most."""
     return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
-
-
-def write(table: dict[Setting, Cost]) -> Path:
-    """Keep every figure, and what it was measured on."""
-    rows = [{**setting._asdict(), **found._asdict()} for setting, found in table.items()]
-    machine = {"platform": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()}
-    path = HERE / "results" / f"scale-{datetime.now():%Y%m%d-%H%M%S}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, "costs": rows}, indent=2) + "\n")
-    return path
 
 
 if __name__ == "__main__":

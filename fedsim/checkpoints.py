@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim.errors import RunFolderError
-from fedsim.parameters import Layout, Slot, Weights
+from fedsim.parameters import Layout, Slot, Weights, views
 
 UNFINISHED = ".tmp"
 """Ending of a file that is still being written."""
@@ -137,9 +137,9 @@ def named_tensors(layout: Layout, weights: Weights, prefix: str = "") -> dict[st
         prefix: put before every name.
     """
     return {
-        prefix + slot.name: vector[slot.start : slot.stop].view(slot.shape)
+        prefix + slot.name: view
         for slots, vector in ((layout.parameters, weights.vector), (layout.buffers, weights.buffers))
-        for slot in slots
+        for slot, view in zip(slots, views(slots, vector), strict=True)
     }
 
 

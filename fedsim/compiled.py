@@ -22,7 +22,8 @@ from torch.func import functional_call
 from torch.fx import GraphModule
 
 from fedsim.errors import ClientError, ModelError, ScenarioError, one_line
-from fedsim.parameters import FlatModule, Slot, Weights
+from fedsim.machine import processor_lines, user_cache
+from fedsim.parameters import FlatModule, Weights, views
 from fedsim.problem import Problem
 
 _REFUSED = "cannot be compiled; set engine.compile = false"
@@ -96,7 +97,7 @@ class Program:
         """
         assert self._step is not None
         vector = start.vector.clone()
-        params, fixed = _views(self._layout.parameters, vector), self._fixed(start)
+        params, fixed = views(self._layout.parameters, vector), self._fixed(start)
         step = vector.new_tensor(rate)
         for batch in batches:
             gradient = self.gradient(Weights(vector, start.buffers), *batch)[0] if observe is not None else None
@@ -108,17 +109,17 @@ class Program:
 
     def gradient(self, at: Weights, inputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         """The gradient [D] of the mean loss over any number of rows, in new memory, and that loss."""
-        fixed = [*_views(self._layout.parameters, at.vector), *self._fixed(at)]
+        fixed = [*views(self._layout.parameters, at.vector), *self._fixed(at)]
         total, loss = None, 0.0
         for rows in self._blocks(inputs, targets):
             part = torch.empty_like(at.vector)
-            loss += _run(self._gradient, [*_views(self._layout.parameters, part), *fixed, *rows])
+            loss += _run(self._gradient, [*views(self._layout.parameters, part), *fixed, *rows])
             total = part if total is None else total.add_(part)
         assert total is not None
         return total, loss
 
     def _fixed(self, weights: Weights) -> list[Tensor]:
-        return [*_views(self._layout.buffers, weights.buffers), *self._constants]
+        return [*views(self._layout.buffers, weights.buffers), *self._constants]
 
     def _blocks(self, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Rows in blocks of the batch size, and each row's weight in the mean [B], zero for padding.
@@ -173,9 +174,9 @@ def libraries_of(
     rows = torch.arange(batch_size).clamp_(max=len(targets) - 1)
     batch = [inputs[rows].contiguous(), targets[rows].contiguous(), flat.vector.new_ones(batch_size)]
     weights = Weights(flat.vector.clone(), flat.buffers)
-    params = _views(flat.layout.parameters, weights.vector)
-    fixed = [*_views(flat.layout.buffers, weights.buffers), *flat.constants.values()]
-    outs = _views(flat.layout.parameters, torch.empty_like(flat.vector))
+    params = views(flat.layout.parameters, weights.vector)
+    fixed = [*views(flat.layout.buffers, weights.buffers), *flat.constants.values()]
+    outs = views(flat.layout.parameters, torch.empty_like(flat.vector))
     made = [_library(_gradient(flat, problem), [*outs, *params, *fixed, *batch], name)]
     if plain:
         made.append(_library(_step(flat, problem), [*params, *fixed, *batch, flat.vector.new_ones(())], name))
@@ -323,14 +324,10 @@ def _digest(graph: GraphModule, example: Sequence[Tensor]) -> str:
 
 def _processor() -> str:
     """Model and instructions of this processor, for which the library is made."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text(errors="replace").splitlines() if listing.is_file() else []
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    return "\n".join(
+        sorted({line for line in processor_lines() if line.startswith(("model name", "flags", "Features"))})
+    )
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim" / "compiled"
-
-
-def _views(slots: Iterable[Slot], vector: Tensor) -> list[Tensor]:
-    return [vector[slot.start : slot.stop].view(slot.shape) for slot in slots]
+    return user_cache() / "compiled"

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from fedsim.machine import processor_lines
+
 DECISIVE = {"data_sha256": "the data", "model": "the model", "sources": "own files"}
 """Without these it would be another run."""
 NUMERICAL = ("fedsim", "torch", "numpy", "scipy", "scikit-learn", "opacus", "flwr", "ray")
@@ -97,9 +99,7 @@ def _short(value: Any) -> str:
 
 def processor() -> str:
     """The processor's model name, as Linux tells it, else what Python knows."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text(errors="replace").splitlines() if listing.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    names = (line.partition(":")[2].strip() for line in processor_lines() if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
 
 

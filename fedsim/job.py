@@ -28,6 +28,7 @@ from fedsim.errors import FedsimError, PrivacyError, ScenarioError
 from fedsim.machine import available_memory
 from fedsim.model import check_model, check_size, make_model, model_name, model_reference
 from fedsim.parameters import layout_of
+from fedsim.privacy.example import private_module
 from fedsim.privacy.ledger import EVERYBODY
 from fedsim.privacy.levels import plan_client, plan_example, plan_local
 from fedsim.privacy.plan import Plan
@@ -180,8 +181,6 @@ def _prepared(federation: Federation, scenario: Scenario, model: ModelSource | N
             "data.standardise = false"
         )
     if scenario.privacy.example is not None:
-        from fedsim.privacy.example import private_module
-
         twin = private_module(module, model_name(source))
         twin.module(problem.inputs(few.x[:1]))  # the first pass tries its per-example gradients
     attacking = _attackers(scenario, federation, algorithm)

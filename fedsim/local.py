@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from flwr.app import ArrayRecord
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim import seeds
 from fedsim.algorithm import Upload, Vectors, initial
@@ -27,6 +27,7 @@ from fedsim.images import prefer_channels_last
 from fedsim.job import Job
 from fedsim.metrics import Statistics
 from fedsim.parameters import FlatModule, Weights, from_record, is_finite
+from fedsim.privacy.example import private_module
 from fedsim.privacy.uploads import clipped, gaussian, noised, norm_of, with_bit
 from fedsim.problem import evaluate
 from fedsim.signals import time_limit
@@ -91,7 +92,7 @@ class Work:
         self.problem = job.build_problem()
         self.algorithm = job.build_algorithm()
         plain = job.build_model()
-        self.private = _private_twin(plain, job) if job.scenario.privacy.example is not None else None
+        self.private = private_module(plain, job.model_title) if job.scenario.privacy.example is not None else None
         self.plain = FlatModule(prefer_channels_last(plain))  # after its twin: gradients of rows need the usual way
         self.layout = self.plain.layout
         self.initial = Weights(self.plain.vector, self.plain.buffers).clone()
@@ -398,9 +399,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _private_twin(plain: nn.Module, job: Job) -> FlatModule:
-    from fedsim.privacy.example import private_module
-
-    return private_module(plain, job.model_title)

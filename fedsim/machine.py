@@ -24,6 +24,17 @@ def cores(system: Path = SYSTEM) -> int:
     return max(1, min(shares))
 
 
+def processor_lines(system: Path = SYSTEM) -> list[str]:
+    """What Linux tells of every core's processor; nothing elsewhere."""
+    listing = system / "proc/cpuinfo"
+    return listing.read_text(errors="replace").splitlines() if listing.is_file() else []
+
+
+def user_cache() -> Path:
+    """Where files are kept that this user can have again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim"
+
+
 def available_memory(system: Path = SYSTEM) -> int | None:
     """Bytes that can still be allocated, or None where the system does not say (macOS)."""
     free = [bytes_free for bytes_free in (_memory_information(system), *_memory_left_in_groups(system)) if bytes_free]

@@ -68,7 +68,8 @@ def _slots(tensors: Mapping[str, Tensor]) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
-def _views(slots: Iterable[Slot], vector: Tensor) -> list[Tensor]:
+def views(slots: Iterable[Slot], vector: Tensor) -> list[Tensor]:
+    """The tensors that lie in a flat vector, as views of it."""
     return [vector[slot.start : slot.stop].view(slot.shape) for slot in slots]
 
 
@@ -117,7 +118,7 @@ class FlatModule:
         self._live_on(torch.cat([parameter.detach().reshape(-1) for parameter in self._tensors]))
         self.gradient = torch.zeros_like(self.vector)
         self.buffers = torch.empty(self.layout.buffer_size, dtype=self.vector.dtype)
-        self._gradient_views = _views(self.layout.parameters, self.gradient)
+        self._gradient_views = views(self.layout.parameters, self.gradient)
         for view, parameter in zip(self._gradient_views, self._tensors, strict=True):
             parameter.grad = view
         self._gradients = Gradients(self._tensors)
@@ -128,8 +129,7 @@ class FlatModule:
         }
         self._counters = [(buffer, buffer.clone()) for buffer in module.buffers() if not buffer.is_floating_point()]
         self._places = [_place(module, tensor) for tensor in (*self._tensors, *self._buffers.values())]
-        for slot, buffer in zip(self.layout.buffers, self._buffers.values(), strict=True):
-            view = self.buffers[slot.start : slot.stop].view(slot.shape)
+        for view, buffer in zip(views(self.layout.buffers, self.buffers), self._buffers.values(), strict=True):
             view.copy_(buffer)
             buffer.data = view
 
@@ -152,7 +152,7 @@ class FlatModule:
     def _live_on(self, vector: Tensor) -> None:
         """Make every parameter a view of `vector` [D]: cheaper than a copy in and a copy out."""
         self.vector = vector
-        self._views = _views(self.layout.parameters, vector)
+        self._views = views(self.layout.parameters, vector)
         for parameter, view in zip(self._tensors, self._views, strict=True):
             parameter.data = view
 

@@ -16,6 +16,7 @@ from fedsim.algorithm import Batch, Coordinates, Correction, LossTerm, Scalar, T
 from fedsim.errors import ClientError, NotFiniteError
 from fedsim.functional import StackedModel, Tensors
 from fedsim.optimizers import effective_steps, learning_rate
+from fedsim.privacy.stacked import clipped_sums
 from fedsim.training import LocalClient, fixed_coordinates
 from fedsim.walk import Sloped, walk
 
@@ -171,8 +172,6 @@ class Stack:
         self, point: Tensor, term: LossTerm | None, epochs: int | None, whole: bool
     ) -> Iterator[Sloped]:
         """Every step's clipped, summed and noised gradients [C, D] of Poisson batches, each padded to the largest."""
-        from fedsim.privacy.stacked import clipped_sums
-
         plan, asked = self._work.job.privacy, self._work.job.scenario.privacy.example
         assert plan is not None and asked is not None
         releases = [client.release() for client in self._clients]

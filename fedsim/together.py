@@ -56,25 +56,25 @@ def train_together(
         For each member in order its contribution, or why it failed. Numbers that are not finite fail their client
         and nobody else; where the whole computation fails, who fails alone too is left out and the others train again.
     """
+    results, broken = _attempt(work, members, round, received, observed)
+    failed = [each for each, result in zip(members, results, strict=True) if isinstance(result, ClientError)]
+    alone = _alone(work, failed, round, received, observed)
+    if broken and alone:
+        others = [member._replace(silent=member.silent or member.number in alone) for member in members]
+        results, _ = _attempt(work, others, round, received, observed)
+    return [alone.get(member.number, result) for member, result in zip(members, results, strict=True)]
+
+
+def _attempt(
+    work: Work, members: Sequence[Member], round: int, received: Received, observed: Mapping[int, list[Step]]
+) -> tuple[list[Result], bool]:
+    """What `at_once` gives, or its failure for everybody, and whether it failed; a GPU's full memory ends the run."""
     try:
-        results = at_once(work, members, round, received, observed)
+        return at_once(work, members, round, received, observed), False
     except DeviceMemoryError:
         raise
     except Exception as error:
-        results = [_failed(round, member, error) for member in members]
-        alone = _alone(work, members, round, received, observed)
-        if alone:
-            others = [member._replace(silent=member.silent or member.number in alone) for member in members]
-            try:
-                results = at_once(work, others, round, received, observed)
-            except DeviceMemoryError:
-                raise
-            except Exception as again:
-                results = [_failed(round, member, again) for member in members]
-    else:
-        failed = [each for each, result in zip(members, results, strict=True) if isinstance(result, ClientError)]
-        alone = _alone(work, failed, round, received, observed)
-    return [alone.get(member.number, result) for member, result in zip(members, results, strict=True)]
+        return [_failed(round, member, error) for member in members], True
 
 
 def at_once(

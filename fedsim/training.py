@@ -21,6 +21,7 @@ from fedsim.errors import ClientError, NotFiniteError
 from fedsim.job import Job
 from fedsim.optimizers import effective_steps, learning_rate, precise
 from fedsim.parameters import FlatModule, Weights
+from fedsim.privacy import example
 from fedsim.privacy.batches import declared_units, poisson_batch, rows_of, steps_of_pass
 from fedsim.privacy.plan import ExampleMechanism, Plan
 from fedsim.problem import Problem, evaluating
@@ -255,14 +256,12 @@ class LocalClient:
         self, flat: FlatModule, loss_term: LossTerm | None, drawn: Iterable[np.ndarray]
     ) -> Iterator[Tensor]:
         """Every step's clipped, summed and noised gradient [D] of a Poisson batch."""
-        from fedsim.privacy.example import clipped_gradient_sum, forget
-
         plan, mechanism = self.work.job.privacy, self._mechanism
         assert plan is not None
         units = self.work.job.federation.units(self.number) if mechanism.grouped else None
         per_layer = mechanism.clipping == "per-layer"
         release = self.release()
-        forget(flat)
+        example.forget(flat)
         for picked in drawn:
             batch, owners = self._rows_of(picked, units)
             if not len(batch.targets):
@@ -271,16 +270,14 @@ class LocalClient:
             losses = self._batch_losses(flat, batch, loss_term)
             if len(known := (found := losses.detach())[found.isfinite()]):
                 self.note(float(known.mean()))
-            yield release(clipped_gradient_sum(flat, losses, plan.clip, owners=owners, per_layer=per_layer))
+            yield release(example.clipped_gradient_sum(flat, losses, plan.clip, owners=owners, per_layer=per_layer))
 
     def release(self) -> Callable[[Tensor], Tensor]:
         """What makes a pass' clipped sums [D] private: noise of this client, and the divisor."""
-        from fedsim.privacy.example import noisy_gradient
-
         plan, divisor = self.work.job.privacy, float(self._mechanism.divisors[self.number])
         assert plan is not None
         noise = self._draws("gradient noise")
-        return lambda total: noisy_gradient(total, plan.noise_multiplier, plan.clip, divisor, noise)
+        return lambda total: example.noisy_gradient(total, plan.noise_multiplier, plan.clip, divisor, noise)
 
     def drawn(self, epochs: int | None, whole: bool) -> Iterator[np.ndarray]:
         """The units of every private step's Poisson batch, each charged before it is drawn."""

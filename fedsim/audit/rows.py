@@ -27,6 +27,7 @@ from fedsim.job import Job, named, prepare, prepare_on
 from fedsim.local import Work
 from fedsim.parameters import FlatModule, Weights
 from fedsim.privacy.batches import declared_units, rows_of
+from fedsim.privacy.example import private_module, unit_gradients
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import ExampleMechanism, Plan
 from fedsim.privacy.statement import mechanism, protected
@@ -123,8 +124,6 @@ class _Watch:
     """
 
     def __init__(self, job: Job, plan: Plan, audited: Audited, absent: Rows, seed: int) -> None:
-        from fedsim.privacy.example import private_module
-
         assert isinstance(plan.mechanism, ExampleMechanism)
         self.evidence = torch.zeros(len(audited.canaries.x), dtype=torch.float64)
         self.steps = 0
@@ -179,8 +178,6 @@ class _Watch:
 
 def _of_units(flat: FlatModule, losses: Tensor, owners: Tensor | None) -> list[Tensor]:
     """[U, d] of every parameter each unit's gradient; zeros where it was not used."""
-    from fedsim.privacy.example import unit_gradients
-
     units = len(losses) if owners is None else int(owners.max()) + 1
     found = zip(flat.layout.parameters, unit_gradients(flat, losses, owners), strict=True)
     return [

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedsim.errors import DataError
+from fedsim.machine import user_cache
 
 Task = Literal["classification", "next-token"]
 
@@ -64,8 +65,7 @@ class Folders:
     @classmethod
     def of(cls, data_dir: Path | None, scenario: Path) -> "Folders":
         """The folders of this machine."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim"
-        named = [data_dir, Path(os.environ["FEDSIM_DATA"]) if os.environ.get("FEDSIM_DATA") else None, cache]
+        named = [data_dir, Path(os.environ["FEDSIM_DATA"]) if os.environ.get("FEDSIM_DATA") else None, user_cache()]
         return cls(tuple(folder for folder in named if folder is not None), scenario)
 
     def find(self, name: str, files: Sequence[str]) -> dict[str, Path]:
