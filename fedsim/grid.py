@@ -1,6 +1,6 @@
 """Flower's Grid over the simulated clients of one federation.
 
-The one seam between coordination and work: `send_and_receive`. An engine fills in `run_chunks`; everything
+The one seam between coordination and work: `push_messages` and `pull_messages`. An engine fills in `begin`; everything
 else that Flower's abstract Grid wants is here, and so are the private names of Flower that a simulation
 needs (a test watches their version).
 """
@@ -45,6 +45,25 @@ ChunkProgram = Callable[[Chunk], ChunkResult]
 """What a worker runs."""
 
 
+class Begun(NamedTuple):
+    """Chunks whose work goes on.
+
+    Attributes:
+        results: waits for all of them; results in the order of the chunks. To be called once.
+        drop: have them not done, as far as they are not yet, instead of asking for results.
+    """
+
+    results: Callable[[], list[ChunkResult]]
+    drop: Callable[[], None] = lambda: None
+
+
+class _Pushed(NamedTuple):
+    """Messages that were pushed together, as chunks, and their work."""
+
+    chunks: Sequence[Chunk]
+    begun: Begun
+
+
 class SimulatedGrid(Grid, ABC):
     """A grid whose clients are simulated.
 
@@ -59,25 +78,55 @@ class SimulatedGrid(Grid, ABC):
     def __init__(self, population: int, states: ClientStates | None = None) -> None:
         self.population = population
         self.states = states if states is not None else ClientStates(population)
+        self._pushed: dict[str, _Pushed] = {}
         self._replies: dict[str, Message] = {}
         self._run = _begin_run()
 
     @abstractmethod
-    def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
-        """Do all chunks' work; results in the order of the chunks."""
+    def begin(self, chunks: Sequence[Chunk]) -> Begun:
+        """Begin chunks' work; what was begun before comes first, where workers are short."""
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Deliver messages to clients and wait for their replies."""
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Deliver messages; what clients do goes on until their replies are pulled, or dropped."""
         sent = list(messages)
         for message in sent:
             _stamp(message)
         chunks = [self._chunk(list(group)) for _, group in groupby(enumerate(sent), _chunk_key)]
-        replies: list[Message] = []
-        for chunk, result in zip(chunks, self.run_chunks(chunks, timeout), strict=True):
+        pushed, names = _Pushed(chunks, self.begin(chunks)), [message.metadata.message_id for message in sent]
+        self._pushed |= dict.fromkeys(names, pushed)
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Replies to messages that were pushed and not yet pulled, in order; waits for them."""
+        names = list(message_ids)
+        for name in names:
+            if (pushed := self._pushed.get(name)) is not None:
+                self._receive(pushed)
+        return [self._replies.pop(name) for name in names if name in self._replies]
+
+    def drop_messages(self, message_ids: Iterable[str]) -> None:
+        """Have nobody answer messages that were pushed, nor any that were pushed with them."""
+        for name in message_ids:
+            if (pushed := self._pushed.get(name)) is not None:
+                pushed.begun.drop()
+                self._forget(pushed)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Deliver messages to clients and wait for their replies."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _receive(self, pushed: _Pushed) -> None:
+        """Wait for all replies to what was pushed together, and keep them and the clients' states."""
+        self._forget(pushed)
+        for chunk, result in zip(pushed.chunks, pushed.begun.results(), strict=True):
             for number, state in result.states.items():
                 self.states.put(number, _round(chunk.messages[0]), state)
-            replies += result.replies
-        return replies
+            self._replies |= {reply.metadata.reply_to_message_id: reply for reply in result.replies}
+
+    def _forget(self, pushed: _Pushed) -> None:
+        for chunk in pushed.chunks:
+            for message in chunk.messages:
+                del self._pushed[message.metadata.message_id]
 
     def _chunk(self, numbered: list[tuple[int, Message]]) -> Chunk:
         messages = [message for _, message in numbered]
@@ -88,16 +137,6 @@ class SimulatedGrid(Grid, ABC):
     def get_node_ids(self) -> list[int]:
         """Node ids of all clients, in order."""
         return list(range(FIRST_NODE, self.population + FIRST_NODE))
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Deliver messages and keep the replies for `pull_messages`."""
-        replies = self.send_and_receive(messages)
-        self._replies |= {reply.metadata.reply_to_message_id: reply for reply in replies}
-        return [reply.metadata.reply_to_message_id for reply in replies]
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Replies to messages that were pushed."""
-        return [self._replies.pop(name) for name in message_ids if name in self._replies]
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -182,29 +221,41 @@ def addressed(
     return messages
 
 
-def answers(
-    grid: Grid, messages: Sequence[Message], absent: Mapping[int, str], *, stacked: bool = False
-) -> list[Message]:
-    """A reply to every message, in order; those of absent clients are failures for their reason.
+class Asked:
+    """Messages on their way to a cohort, some of whose clients do no work."""
 
-    Args:
-        grid: of simulated clients.
-        messages: one for each client.
-        absent: clients that do no work, and why.
-        stacked: whether clients are trained in stacks, in which absent ones keep their places.
-    """
-    asked = [
-        silenced(message) if client_number(message) in absent else message
-        for message in messages
-        if stacked or client_number(message) not in absent
-    ]
-    replies = iter(grid.send_and_receive(messages=asked))
-    answered = []
-    for message in messages:
-        reason = absent.get(client_number(message))
-        reply = next(replies) if stacked or reason is None else None
-        answered.append(reply if reply is not None and reason is None else failure(message, DROPPED_OUT, str(reason)))
-    return answered
+    def __init__(
+        self, grid: SimulatedGrid, messages: Sequence[Message], absent: Mapping[int, str], *, stacked: bool = False
+    ) -> None:
+        """Deliver messages, one for each client.
+
+        Args:
+            grid: where the clients are.
+            messages: one for each.
+            absent: clients that do no work, and why.
+            stacked: whether clients are trained in stacks, in which absent ones keep their places.
+        """
+        self._grid, self._messages, self._absent, self._stacked = grid, messages, absent, stacked
+        self._sent = grid.push_messages(
+            silenced(message) if client_number(message) in absent else message
+            for message in messages
+            if stacked or client_number(message) not in absent
+        )
+
+    def answers(self) -> list[Message]:
+        """A reply to every message, in order; those of absent clients are failures for their reason."""
+        replies = iter(self._grid.pull_messages(self._sent))
+        answered = []
+        for message in self._messages:
+            reason = self._absent.get(client_number(message))
+            if reason is None or self._stacked:
+                reply = next(replies)
+            answered.append(reply if reason is None else failure(message, DROPPED_OUT, reason))
+        return answered
+
+    def drop(self) -> None:
+        """Have nobody answer."""
+        self._grid.drop_messages(self._sent)
 
 
 def silenced(message: Message) -> Message:

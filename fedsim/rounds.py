@@ -18,17 +18,18 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from fedsim.background import InOrder
+from fedsim.checkpoints import Snapshot
 from fedsim.companions import compared, folder_of
 from fedsim.data.corpus import Folders
-from fedsim.data.federation import CentralPart, Part
+from fedsim.data.federation import Part
 from fedsim.driving import quick_collections, strategy_for
 from fedsim.engine import Engine, starting
-from fedsim.errors import ClientError, Interrupted, StoppedByPolicy
-from fedsim.evaluation import attack_success, central_metrics
-from fedsim.flower import central_messages
-from fedsim.grid import DROPPED_OUT, SimulatedGrid, answers, client_number
+from fedsim.errors import ClientError, FedsimError, Interrupted, StoppedByPolicy
+from fedsim.flower import AlgorithmStrategy
+from fedsim.grid import DROPPED_OUT, Asked, SimulatedGrid, client_number
 from fedsim.job import CorpusSource, Job, ModelSource
 from fedsim.local import Work, one_thread
+from fedsim.measuring import Measuring, on_central_rows, on_clients_rows, together
 from fedsim.model import model_files
 from fedsim.observers import Observer
 from fedsim.parameters import Weights, fingerprint, to_record
@@ -37,7 +38,7 @@ from fedsim.privacy.accountant import rounded_up
 from fedsim.privacy.ledger import EVERYBODY, Ledger
 from fedsim.progress import Progress, Silent
 from fedsim.records import ClientRow, Event, LedgerRow, RoundRecord, keep_rows
-from fedsim.replies import client_rows, total_statistics
+from fedsim.replies import client_rows
 from fedsim.runs import Best, Restored, RunFolder, check_out
 from fedsim.scenario import Scenario
 from fedsim.signals import Interrupts
@@ -158,8 +159,9 @@ def execute(
         running.tell(reason)
         stop = running.restore(restored) if restored is not None else None
         with interrupts.listening(progress.note), quick_collections():
-            while stop is None and running.done < scenario.rounds:
-                stop = running.round(running.done + 1)
+            number = running.done
+            while stop is None and number < scenario.rounds:
+                stop = running.round(number := number + 1)
                 if interrupts.asked and stop is None and running.resumable == running.done < scenario.rounds:
                     raise KeyboardInterrupt
         result = running.finish(stop)
@@ -174,6 +176,31 @@ class Model:
 
     record: ArrayRecord
     weights: Weights
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """A round that has trained, whose evaluation goes on while the next one begins.
+
+    Attributes:
+        number: its own.
+        model: the global model after it.
+        measuring: its validation.
+        rows: of its clients; evaluation adds its own.
+        replies: to its training.
+        accounts: what it has spent.
+        epsilon: the largest, with it.
+        snapshot: what the next round depends on.
+    """
+
+    number: int
+    model: Model
+    measuring: Measuring
+    rows: list[ClientRow]
+    replies: Sequence[Message]
+    accounts: Sequence[LedgerRow]
+    epsilon: float | None
+    snapshot: Snapshot
 
 
 class Run:
@@ -206,8 +233,9 @@ class Run:
         self._interrupts, self._progress, self._observers = interrupts, progress, observers
         self._commits = InOrder()
         self._leaving = self._uncommitted = False
+        self._open: OpenRound | None = None
         self._events: list[Event] = []
-        self._started = time.perf_counter()
+        self._started = self._clock = time.perf_counter()
 
     def tell(self, reason: str) -> None:
         """Have a reason recorded with the first round; none that is empty."""
@@ -235,48 +263,70 @@ class Run:
         return stop
 
     def round(self, number: int) -> Stop | None:
-        """One round, committed; or a reason to end the run before or after it."""
+        """One round; or a reason to end the run, whose rounds until then are committed.
+
+        The round's own evaluation and commit may be left to go on while the next one trains.
+        """
         try:
-            return self._round(number)
+            stop = self._round(number)
         except StoppedByPolicy as error:
-            return Stop("failure", str(error), failed=True)
+            stop = Stop("failure", str(error), failed=True)
+        last = stop is not None or number == self.scenario.rounds or self._interrupts.asked
+        if last or not isinstance(self.strategy, AlgorithmStrategy):  # Flower's may change with what is measured
+            return self._complete() or stop
+        return None
 
     def _round(self, number: int) -> Stop | None:
-        clock = time.perf_counter()
-        self._progress.phase(f"round {number}: training")
-        messages = self.strategy.configure_train(number, self.model.record, ConfigRecord(), self._grid)
+        model = self._open.model if self._open is not None else self.model
+        messages = self.strategy.configure_train(number, model.record, ConfigRecord(), self._grid)
         if (stop := self._spent_budget(number)) is not None:
             return stop
         if self.ledger is not None:
             self.ledger.charge(self.strategy.drawn)
         absent = self._work.job.absent(number, [client_number(message) for message in messages])
-        replies = answers(self._grid, messages, absent, stacked=self._work.width > 1)
-        replies = self.strategy.received(number, replies)
+        asked = Asked(self._grid, messages, absent, stacked=self._work.width > 1)
+        if (stop := self._complete()) is not None:
+            asked.drop()
+            return stop
+        self._progress.phase(f"round {number}: training")
+        replies = self.strategy.received(number, asked.answers())
         if (stop := self._failed(number, replies)) is not None:
             return stop
         accounts = self.ledger.rows(self.strategy.drawn) if self.ledger is not None else []
         rows = self._rows(number, messages, replies, accounts)
         try:
             arrays, _ = self.strategy.aggregate_train(number, replies)
-            self._unused(self.strategy.unused)
-            model = Model(arrays, self.strategy.weights) if arrays is not None else self.model
-            metrics = self._validate(number, model, rows)
         except (StoppedByPolicy, ClientError) as error:
-            self._uncommitted = True
-            return Stop("failure", f"{error}{largest_updates(rows)}", failed=True)
-        stop = self._watch.after(number, metrics, rows)
-        record = RoundRecord(
-            number=number,
-            seconds=time.perf_counter() - clock,
-            cohort=len(messages),
-            failed=sum(reply.has_error() for reply in replies),
-            metrics=metrics,
-            epsilon=self.ledger.largest() if self.ledger is not None else None,
-            fingerprint="",  # found while it is being committed
-            clients=keep_rows(rows, self.scenario.records.clients, self.scenario.seed),
-        )
-        self._commit(record, model, accounts, last=stop is not None or self._interrupts.asked)
+            return self._not_committed(error, rows)
+        self._unused(self.strategy.unused)
+        model = Model(arrays, self.strategy.weights) if arrays is not None else model
+        epsilon = self.ledger.largest() if self.ledger is not None else None
+        measuring = self._validate(number, model, rows)
+        self._open = OpenRound(number, model, measuring, rows, replies, accounts, epsilon, self.strategy.snapshot())
+        return None
+
+    def _complete(self) -> Stop | None:
+        """Wait for the evaluation of the round that is open, if one is, and commit it; a reason to end the run then."""
+        opened, self._open = self._open, None
+        if opened is None:
+            return None
+        try:
+            metrics = opened.measuring()
+        except ClientError as error:
+            stop: Stop | None = self._not_committed(error, opened.rows)
+        else:
+            stop = self._watch.after(opened.number, metrics, opened.rows)
+            self._commit(opened, metrics, last=stop is not None or self._interrupts.asked)
+        if stop is not None:  # the next round may have been drawn already
+            self.strategy.restore(opened.number, opened.snapshot)
+            if self.ledger is not None:
+                self.ledger.restore(opened.snapshot.participations, opened.number)
         return stop
+
+    def _not_committed(self, error: FedsimError, rows: Sequence[ClientRow]) -> Stop:
+        """The end of a run whose round cannot be committed."""
+        self._uncommitted = True
+        return Stop("failure", f"{error}{largest_updates(rows)}", failed=True)
 
     def finish(self, stop: Stop | None) -> Result:
         """Test the last and the best model, and write the summary."""
@@ -348,76 +398,67 @@ class Run:
         epsilons = [spent.get(client_number(message), spent.get(EVERYBODY)) for message in messages]
         return client_rows(number, messages, replies, self._work, epsilons)
 
-    def _validate(self, number: int, model: Model, rows: list[ClientRow]) -> dict[str, float]:
-        """The round's validation metrics; clients' own rows are added to `rows`."""
-        last = number == self.scenario.rounds
-        metrics: dict[str, float] = {}
-        if last or number % self.scenario.evaluate.every == 0:
+    def _validate(self, number: int, model: Model, rows: list[ClientRow]) -> Measuring:
+        """Begin to measure a round's model on validation rows; clients' own rows are added to `rows`."""
+        last, settings = number == self.scenario.rounds, self.scenario.evaluate
+        begun: list[Measuring] = []
+        if last or number % settings.every == 0:
             self._progress.phase(f"round {number}: evaluating on the central validation set")
-            metrics |= self._centrally(model.record, "validation")
-        every = self.scenario.evaluate.clients_every
-        if every and (last or number % every == 0):
+            begun.append(on_central_rows(self._work, self._grid, model.record, "validation"))
+        if settings.clients_every and (last or number % settings.clients_every == 0):
             self._progress.phase(f"round {number}: evaluating on clients' own rows")
-            metrics |= self._on_clients(number, model.record, "validation", rows, self._work.algorithm.personalised)
-        return metrics
+            personal = self._work.algorithm.personalised
+            begun.append(self._on_clients(number, model.record, "validation", rows, personal))
+        return together(begun)
 
     def _test(self, model: ArrayRecord, personal: bool, rows: list[ClientRow]) -> dict[str, float]:
         """Test metrics of a model, and of clients' own beside the last; clients' rows are added to `rows`.
 
         Nothing where it cannot be measured, which then is why the run has ended.
         """
+        begun = [on_central_rows(self._work, self._grid, model, "test")]
+        if self.scenario.evaluate.clients_every:
+            begun.append(self._on_clients(self.done, model, "test", rows, personal))
         try:
-            metrics = self._centrally(model, "test")
-            if self.scenario.evaluate.clients_every:
-                metrics |= self._on_clients(self.done, model, "test", rows, personal)
+            return together(begun)()
         except ClientError:
             return {}
-        return metrics
-
-    def _centrally(self, model: ArrayRecord, part: CentralPart) -> dict[str, float]:
-        work, rows = self._work, len(self._work.federation.central[part].x)
-        if not rows:
-            return {}
-        batch = self.scenario.evaluate.batch_size
-        statistics = total_statistics(self._grid.send_and_receive(messages=central_messages(model, part, rows, batch)))
-        metrics = central_metrics(work.problem, statistics, part)
-        if work.adversary is not None and work.adversary.target is not None:
-            messages = central_messages(model, part, rows, batch, triggered=True)
-            triggered = total_statistics(self._grid.send_and_receive(messages=messages))
-            metrics |= attack_success(triggered, work.adversary.target, len(work.federation.classes), part)
-        return metrics
 
     def _on_clients(
         self, number: int, model: ArrayRecord, part: Part, rows: list[ClientRow], personal: bool
-    ) -> dict[str, float]:
+    ) -> Measuring:
         config = ConfigRecord({"part": part, "personal": personal})
         messages = self.strategy.configure_evaluate(number, model, config, self._grid)
-        replies = self._grid.send_and_receive(messages=messages)
-        failed = next((str(reply.error.reason) for reply in replies if reply.has_error()), None)
-        if failed is not None and self.scenario.cohort.on_client_error == "fail":
-            raise ClientError(f"{failed} (cohort.on_client_error is fail)")
-        rows += client_rows(number, messages, replies, self._work)
-        metrics = self.strategy.aggregate_evaluate(number, replies)
-        return {name: float(value) for name, value in metrics.items()} if metrics is not None else {}  # type: ignore[arg-type]
+        return on_clients_rows(self._work, self._grid, self.strategy, number, messages, rows)
 
-    def _commit(self, record: RoundRecord, model: Model, accounts: Sequence[LedgerRow], *, last: bool) -> None:
-        """Have the round made durable while the next one trains, and only then have it said that it is done."""
+    def _commit(self, opened: OpenRound, metrics: dict[str, float], *, last: bool) -> None:
+        """Have a round made durable while the next one trains, and only then have it said that it is done."""
         self._settle()
-        number = record.number
-        self.done, self.model = number, model
+        number, model, now = opened.number, opened.model, time.perf_counter()
+        record = RoundRecord(
+            number=number,
+            seconds=now - self._clock,
+            cohort=len(opened.replies),
+            failed=sum(reply.has_error() for reply in opened.replies),
+            metrics=metrics,
+            epsilon=opened.epsilon,
+            fingerprint="",  # found while it is being committed
+            clients=keep_rows(opened.rows, self.scenario.records.clients, self.scenario.seed),
+        )
+        self.done, self.model, self._clock = number, model, now
         if self._watch.best_round == number:
             self.best = Best(number, model.weights)
         states, leaving = self._grid.states, None
-        states.settle(self.strategy.accepted)
+        states.settle(opened.snapshot.accepted)
         if last or number == self.scenario.rounds or number % self.scenario.checkpoint.every == 0:
             leaving, self._leaving, self.resumable = states.leave(), True, number
-        layout, snapshot, best = self._work.layout, self.strategy.snapshot(), self.best
+        layout, best = self._work.layout, self.best
 
         whole: list[RoundRecord] = []
 
         def commit() -> None:
             whole.append(replace(record, fingerprint=fingerprint(model.weights)))
-            self._folder.commit(whole[0], layout, snapshot, best, states=leaving, ledger=accounts)
+            self._folder.commit(whole[0], layout, opened.snapshot, best, states=leaving, ledger=opened.accounts)
             self._progress.round(whole[0], live_figures(self._work, record.metrics))
 
         self._commits.start(commit)

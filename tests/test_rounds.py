@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +219,41 @@ def test_patience_ends_a_run_that_no_longer_improves(out: Path) -> None:
     assert result.values["stop"]["kind"] == "patience"
     assert result.values["rounds"] == 4
     assert result.values["best_round"] == 1
+
+
+OVERTAKEN: dict[str, dict[str, Any]] = {
+    "scaffold": {"strategy": {"name": "scaffold"}, "cohort": {"size": 2}},
+    "ditto": {"strategy": {"name": "ditto"}, "evaluate.clients_every": 1, "cohort": {"size": 2}},
+    "private": {"privacy.example": {"noise_multiplier": 1.0, "delta": 1e-3, "max_grad_norm": 1.0}},
+    "client level": {
+        "privacy.client": {"noise_multiplier": 1.0, "delta": 1e-3, "clip": 1.0},
+        "cohort": {"poisson": 0.5},
+        "strategy.weights": "uniform",
+    },
+}
+
+
+@pytest.mark.parametrize("name", OVERTAKEN)
+@pytest.mark.parametrize("on_ray", [False, True])
+def test_nothing_is_left_of_a_round_that_a_stop_overtakes(
+    name: str, on_ray: bool, out: Path, request: pytest.FixtureRequest
+) -> None:
+    """The next round trains while one is measured; if the run ends there, it is a run of that many rounds."""
+    engine = request.getfixturevalue("ray_engine") if on_ray else InlineEngine()
+    same = {**OVERTAKEN[name], "train.learning_rate": 1e-9}
+    ended = small.run(small.job({**same, "rounds": 40, "stop": {"patience": 2}}), out / "ended", engine)
+    rounds = ended.values["rounds"]
+    whole = small.run(small.job({**same, "rounds": rounds}), out / "whole", engine)
+    assert ended.values["stop"]["kind"] == "patience" and rounds < 40
+    assert ended.fingerprint == whole.fingerprint
+    assert ended.values["metrics_last_round"] == whole.values["metrics_last_round"]
+    spent = [{key: each.values.get("privacy", {}).get(key) for key in ("largest", "median")} for each in (ended, whole)]
+    assert spent[0] == spent[1]
+    with closing(open_run(ended.folder)) as one, closing(open_run(whole.folder)) as other:
+        untimed = [[replace(row, seconds=0.0) for row in records.clients()] for records in (one, other)]
+        assert untimed[0] == untimed[1]
+    last = [next((each.folder / "checkpoints").glob(f"round-{rounds:06d}*")).read_bytes() for each in (ended, whole)]
+    assert last[0] == last[1]
 
 
 def test_time_ends_a_run_after_the_round_in_progress(out: Path) -> None:

@@ -52,11 +52,14 @@ class World:
             self.queue.finish(number, ChunkResult(messages, {}))
 
     def kill(self, worker: int) -> None:
-        calls, self.held[worker] = self.held[worker], []
-        self.queue.lose(calls, "killed")
+        (first, *others), self.held[worker] = self.held[worker], []
+        for numbers in reversed(others):
+            self.queue.again(numbers)
+        self.queue.lose(first, "killed")
 
     def lost(self) -> set[int]:
         """Clients whose reply is that they were lost; every chunk must have one reply a client, in order."""
+        assert not self.queue.unfinished
         replies = [reply for result in self.queue.results() for reply in result.replies]
         errors = [reply.has_error() and reply.error.code == WORKER_LOST for reply in replies]
         nodes = [

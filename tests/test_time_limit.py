@@ -63,7 +63,7 @@ def test_a_worker_that_does_not_heed_the_limit_is_ended(
     tmp_path: Path, ray_engine: "RayEngine", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The code swallows every interruption: the worker is replaced, and only that client is lost."""
-    monkeypatch.setattr("fedsim.engine.ray.GRACE_SECONDS", 1.0)
+    monkeypatch.setattr("fedsim.engine.crew.GRACE_SECONDS", 1.0)
     rows = run(STUBBORN, tmp_path, ray_engine)
     assert [status for _, status, _ in rows] == ["failed" if client == small.ODD else "ok" for client, *_ in rows]
     assert "did not heed cohort.client_timeout" in str(rows[small.ODD][2])

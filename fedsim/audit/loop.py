@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord
 
 from fedsim.driving import Driven
 from fedsim.errors import StoppedByPolicy
-from fedsim.grid import Chunk, ChunkResult, SimulatedGrid
+from fedsim.grid import Begun, Chunk, SimulatedGrid
 from fedsim.local import Work, one_thread
 from fedsim.parameters import to_record
 from fedsim.past import PATIENCE
@@ -23,9 +23,9 @@ class WorkGrid(SimulatedGrid):
         super().__init__(work.job.federation.clients)
         self._program = chunk_program(work)
 
-    def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
-        """Do all chunks' work in order; there is no time limit in one process."""
-        return [self._program(chunk) for chunk in chunks]
+    def begin(self, chunks: Sequence[Chunk]) -> Begun:
+        """Nothing yet: the chunks' work is done in order when results are asked for."""
+        return Begun(lambda: [self._program(chunk) for chunk in chunks])
 
 
 @one_thread()

@@ -1,5 +1,6 @@
 """Where clients run: an engine holds the workers and gives every job a grid."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from fedsim.devices import gpus_of
+from fedsim.engine.habits import MEMORY, QUIET
 from fedsim.errors import ScenarioError
 from fedsim.grid import SimulatedGrid
 from fedsim.job import Job, check_workers
@@ -14,6 +16,8 @@ from fedsim.machine import cores
 from fedsim.scenario import Engine as Settings
 from fedsim.signals import deferred
 from fedsim.states import ClientStates
+
+os.environ.update({**MEMORY, **QUIET, **os.environ})  # before Ray is loaded; what the user has set stays
 
 
 class Engine(Protocol):

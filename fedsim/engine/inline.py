@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fedsim.grid import Chunk, ChunkResult, SimulatedGrid
+from fedsim.grid import Begun, Chunk, ChunkResult, SimulatedGrid
 from fedsim.job import Job
 from fedsim.local import Work, one_thread
 from fedsim.states import ClientStates
@@ -29,7 +29,10 @@ class InlineGrid(SimulatedGrid):
         super().__init__(job.federation.clients, states)
         self._program = chunk_program(Work(job))
 
+    def begin(self, chunks: Sequence[Chunk]) -> Begun:
+        """Nothing yet: the chunks' work is done in order when results are asked for."""
+        return Begun(lambda: self._done(chunks))
+
     @one_thread()
-    def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
-        """Do all chunks' work in order; there is no time limit in one process."""
+    def _done(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         return [self._program(chunk) for chunk in chunks]

@@ -5,47 +5,31 @@ A worker that dies is replaced and its chunks run again, which gives the same bi
 """
 
 import logging
-import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+import ray
 from flwr.app import Message
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedsim.engine.actor import Worker
 from fedsim.engine.cluster import check_address, check_alike, no_cluster, own_code
-from fedsim.engine.habits import MEMORY, QUIET
+from fedsim.engine.crew import FULL, NOTICE_SECONDS, Batch, Crew, Ref, cause
+from fedsim.engine.habits import MEMORY
 from fedsim.engine.parcels import Store
-from fedsim.engine.schedule import ATTEMPTS, Queue
+from fedsim.engine.schedule import Queue
 from fedsim.environment import numerics
 from fedsim.errors import FedsimError, ScenarioError, one_line
-from fedsim.grid import Chunk, ChunkResult, SimulatedGrid, client_number, setting
+from fedsim.grid import Begun, Chunk, SimulatedGrid, client_number, setting
 from fedsim.job import Job
 from fedsim.scenario import Engine as Settings
 from fedsim.signals import deferred
 from fedsim.states import ClientStates
 from fedsim.worker import PARTS
-
-os.environ.update({**MEMORY, **QUIET, **os.environ})  # before Ray is loaded; what the user has set stays
-
-import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-GRACE_SECONDS = 60.0
-"""Beyond its clients' time limits, after which a worker counts as stuck in native code."""
-NOTICE_SECONDS = 5.0
-"""After which it is said what a run waits for."""
-STARTING_SECONDS = 30.0
-"""That a worker may take to start on a busy machine."""
-
-FULL = "Ray's object store is full; raise engine.object_store_memory, or make room in /dev/shm and in Ray's folder"
-
-Ref = Any
-"""What Ray gives for a value that is not there yet."""
 
 
 class RayEngine:
@@ -146,7 +130,7 @@ class RayEngine:
             machines = ray.get([actor.numerics.remote() for actor in self.actors])
         except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as error:
             text = "install the same fedsim and packages on all machines of the cluster"
-            raise ScenarioError(f"engine.address: a worker cannot start; {text}: {_cause(error)}") from error
+            raise ScenarioError(f"engine.address: a worker cannot start; {text}: {cause(error)}") from error
         if self.settings.bits == "guaranteed":
             check_alike(numerics(), machines)
 
@@ -155,31 +139,26 @@ class RayGrid(SimulatedGrid):
     """Chunks to idle workers, those with most rows first.
 
     Attributes:
-        crew: the workers' places.
+        crew: the workers.
     """
 
     def __init__(self, engine: RayEngine, job: Job, states: ClientStates | None = None) -> None:
         super().__init__(job.federation.clients, states)
-        self._engine = engine
-        self._client_timeout = job.scenario.cohort.client_timeout
         self._store = Store(_put)
         self._sizes = {part: job.federation.sizes(part) for part in PARTS.values()}
-        self._federation = _put(job.federation)
-        self._job = _put(replace(job, federation=job.federation.emptied()))
-        self._code = own_code(job.scenario)
-        self.crew = [Place(number, self._install(actor)) for number, actor in enumerate(engine.actors)]
-        self._dispatch([]).ready()
+        federation, whole = _put(job.federation), _put(replace(job, federation=job.federation.emptied()))
+        code = own_code(job.scenario)
+        self.crew = Crew(
+            engine,
+            lambda actor: actor.install.remote(whole, code, federation),
+            job.scenario.cohort.client_timeout,
+        )
+        self.crew.wait_until_ready()
 
-    def _install(self, actor: Any) -> Ref:
-        return actor.install.remote(self._job, self._code, self._federation)
-
-    def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
-        """Keep every worker busy until all chunks are done."""
-        return self._dispatch(chunks).results()
-
-    def _dispatch(self, chunks: Sequence[Chunk]) -> "Dispatch":
+    def begin(self, chunks: Sequence[Chunk]) -> Begun:
+        """Give workers that are idle their first chunks."""
         queue = Queue(chunks, self._store.parcels(chunks), self._rows)
-        return Dispatch(self._engine, self._install, self.crew, queue, self._store.refs, self._client_timeout)
+        return self.crew.begin(Batch(queue, self._store.refs))
 
     def _rows(self, message: Message) -> float:
         """Rows that a message's work goes over."""
@@ -188,148 +167,6 @@ class RayGrid(SimulatedGrid):
             return float(int(setting(message, "stop", 1)) - int(setting(message, "start", 0)))
         part = PARTS[str(setting(message, "part", "validation"))] if kind == "evaluate" else "train"
         return float(self._sizes[part][client_number(message)])
-
-
-@dataclass
-class Place:
-    """A worker's place.
-
-    Attributes:
-        number: among the engine's actors.
-        installing: the call that makes a new worker ready; None when it is.
-        held: the calls that it was given, in order, and their chunks.
-        knows: names of the arrays that it got last.
-        since: when it began its call.
-        deaths: workers that died here before they were ready, one after another.
-    """
-
-    number: int
-    installing: Ref | None
-    held: dict[Ref, list[int]] = field(default_factory=dict)
-    knows: tuple[str, ...] = ()
-    since: float = 0.0
-    deaths: int = 0
-
-
-class Dispatch:
-    """Chunks of one call on their way to workers, and what came back.
-
-    A worker holds the call that it works on and, while more are waiting, the next one too, so that it need not wait
-    for the driver in between. One that died is replaced while the others go on.
-    """
-
-    def __init__(
-        self,
-        engine: RayEngine,
-        install: Callable[[Any], Ref],
-        crew: Sequence[Place],
-        queue: Queue,
-        records: Mapping[str, Ref],
-        client_timeout: float | None,
-    ) -> None:
-        self._engine, self._install, self._crew, self._queue = engine, install, crew, queue
-        self._records, self._client_timeout = records, client_timeout
-        self._idle_since = time.monotonic()
-
-    def ready(self) -> None:
-        """Wait until every worker is."""
-        while any(place.installing is not None for place in self._crew):
-            self._wait()
-
-    def results(self) -> list[ChunkResult]:
-        """Hand out all chunks and wait for them; results in the order of the chunks."""
-        while self._queue or any(place.held for place in self._crew):
-            self._hand_out()
-            self._wait()
-            self._end_stuck()
-        return self._queue.results()
-
-    def _wait(self) -> None:
-        calls = [ref for place in self._crew for ref in place.held]
-        starting = [place.installing for place in self._crew if place.installing is not None]
-        done, _ = ray.wait(calls + starting, num_returns=1, timeout=self._patience(bool(calls)))
-        for ref in done:
-            self._take_back(ref)
-        if calls:
-            self._idle_since = time.monotonic()
-        elif self._queue and time.monotonic() - self._idle_since > NOTICE_SECONDS + STARTING_SECONDS:
-            self._idle_since = float("inf")
-            self._engine.tell("waiting for a CPU: no worker is left, and none could be started in its place")
-
-    def _take_back(self, ref: Ref) -> None:
-        place = next(place for place in self._crew if ref == place.installing or ref in place.held)
-        try:
-            returned = ray.get(ref)
-        except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
-            raise FedsimError(FULL) from error
-        except ray.exceptions.RayTaskError as error:
-            if ref == place.installing:
-                text = f"a worker cannot be made ready{self._within_memory()}: {_cause(error.cause)}"
-                raise FedsimError(text) from error
-            if isinstance(error.cause, FedsimError):
-                raise error.cause from None  # as one line; Ray's own error holds a traceback
-            raise
-        except ray.exceptions.RayError as error:  # its process, its machine or its memory was lost
-            self._replace(place, _cause(error))
-            return
-        if ref == place.installing:
-            place.installing, place.deaths = None, 0
-            return
-        place.since = time.monotonic()
-        for number, result in zip(place.held.pop(ref), returned, strict=True):
-            self._queue.finish(number, result.unpacked())
-
-    def _patience(self, working: bool) -> float | None:
-        """Seconds after which some worker may have to be ended, or something said."""
-        if not working:
-            return NOTICE_SECONDS
-        return None if self._client_timeout is None else max(1.0, min(self._client_timeout, GRACE_SECONDS))
-
-    def _end_stuck(self) -> None:
-        """End workers that do not even heed their clients' time limit; they are replaced as if they had died."""
-        if self._client_timeout is None:
-            return
-        for place in self._crew:
-            clients = self._queue.clients(next(iter(place.held.values()), []))
-            if place.held and time.monotonic() - place.since > clients * self._client_timeout + GRACE_SECONDS:
-                self._replace(place, "it did not heed cohort.client_timeout")
-
-    def _hand_out(self) -> None:
-        ready = [place for place in self._crew if place.installing is None]
-        for depth in (1, 2):
-            for place in ready:
-                enough = depth == 1 or len(self._queue) > len(ready)
-                if self._queue and enough and len(place.held) < depth:
-                    if not place.held:
-                        place.since = time.monotonic()
-                    numbers = self._queue.take(len(ready))
-                    place.held[self._call(place, numbers)] = numbers
-
-    def _within_memory(self) -> str:
-        """The limit that may be why a worker cannot work at all."""
-        memory = self._engine.settings.memory
-        return f" (engine.memory = {memory:g} GB may be too little)" if memory is not None else ""
-
-    def _call(self, place: Place, numbers: Sequence[int]) -> Ref:
-        names = tuple(self._records)
-        new = names if names != place.knows else ()
-        place.knows = names
-        actor = self._engine.actors[place.number]
-        return actor.run.remote(self._queue.parcels(numbers), new, *(self._records[name] for name in new))
-
-    def _replace(self, place: Place, reason: str) -> None:
-        """Start a worker in the place of one that died, and have what it held done again."""
-        calls = list(place.held.values())
-        place.deaths += place.installing is not None
-        if place.deaths >= ATTEMPTS:
-            raise FedsimError(f"a worker died, and so did those in its place{self._within_memory()}: {reason}")
-        with suppress(Exception):
-            ray.kill(self._engine.actors[place.number])  # it may still live, out of reach
-        self._engine.actors[place.number] = actor = self._engine.start_worker(place.number)
-        place.held.clear()
-        place.installing, place.knows = self._install(actor), ()
-        if calls:
-            self._queue.lose(calls, reason)
 
 
 def _join(settings: Settings, workers: int | None) -> None:
@@ -386,7 +223,3 @@ def _put(value: object) -> Ref:
 def _cpus() -> int:
     """CPUs of all machines that Ray has."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
-
-
-def _cause(reason: object) -> str:
-    return " ".join(str(reason).split())[:200]

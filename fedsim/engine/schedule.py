@@ -64,17 +64,23 @@ class Queue:
         """Take a chunk's result."""
         self._done[number] = result
 
-    def lose(self, calls: Sequence[Sequence[int]], reason: str) -> None:
-        """Have the chunks of a worker that died done again: of the call that it worked on, and of those it held."""
-        first, *others = calls
-        for number in first:
+    @property
+    def unfinished(self) -> bool:
+        """Whether any chunk is still to be done."""
+        return len(self._done) + len(self._parts) < len(self._chunks)
+
+    def again(self, numbers: Sequence[int]) -> None:
+        """Have chunks done again, before all others, that a worker held when it died."""
+        self._waiting.extendleft(reversed(numbers))
+
+    def lose(self, numbers: Sequence[int], reason: str) -> None:
+        """Have the chunks done again that a worker worked on when it died, if they are not why it did."""
+        for number in numbers:
             self._attempts[number] += 1
-        again = [number for call in others for number in call]
-        if len(first) == 1 and self._attempts[first[0]] >= ATTEMPTS:
-            self._give_up(first[0], reason)
+        if len(numbers) == 1 and self._attempts[numbers[0]] >= ATTEMPTS:
+            self._give_up(numbers[0], reason)
         else:
-            again = [*first, *again]
-        self._waiting.extendleft(reversed(again))
+            self.again(numbers)
 
     def results(self) -> list[ChunkResult]:
         """What came of all chunks, in the order in which they were asked."""

@@ -14,7 +14,7 @@ import torch
 
 from fedsim.engine import Engine
 from fedsim.engine.inline import InlineEngine, InlineGrid
-from fedsim.grid import Chunk, ChunkResult, SimulatedGrid
+from fedsim.grid import Begun, Chunk, ChunkResult, SimulatedGrid
 from fedsim.job import Job
 from fedsim.states import ClientStates
 from fedsim.stored import open_run
@@ -115,8 +115,9 @@ class BackToFront(InlineEngine):
 
 
 class BackToFrontGrid(InlineGrid):
-    def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
-        return super().run_chunks(chunks[::-1], timeout)[::-1]
+    def begin(self, chunks: Sequence[Chunk]) -> Begun:
+        begun = super().begin(chunks[::-1])
+        return begun._replace(results=lambda: begun.results()[::-1])
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -203,19 +204,24 @@ class Harassed(Struck):
         from fedsim.engine.ray import RayGrid
 
         grid, draws = RayGrid(self.engine, job, states), random.Random(1)
-        work = grid.run_chunks
+        begin = grid.begin
 
-        def harassed(chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
-            ready = [place.number for place in grid.crew if place.installing is None]
+        def harassed(chunks: Sequence[Chunk]) -> Begun:
+            ready = [place.number for place in grid.crew.places if place.installing is None]
             victims = [self.engine.actors[draws.choice(ready)]] if ready else []
             killing = threading.Timer(draws.uniform(0, 0.05), lambda: [ray.kill(victim) for victim in victims])
             killing.start()
-            try:
-                return work(chunks, timeout)
-            finally:
-                killing.join()
+            begun = begin(chunks)
 
-        grid.run_chunks = harassed  # type: ignore[method-assign]
+            def results() -> list[ChunkResult]:
+                try:
+                    return begun.results()
+                finally:
+                    killing.join()
+
+            return begun._replace(results=results)
+
+        grid.begin = harassed  # type: ignore[method-assign]
         return grid
 
 

@@ -13,7 +13,7 @@ from fedsim.arrays import encode
 from fedsim.composition import algorithm_of
 from fedsim.errors import ScenarioError
 from fedsim.flower import AlgorithmStrategy
-from fedsim.grid import CLIENT_FAILED, Chunk, ChunkResult, SimulatedGrid, client_number, failure
+from fedsim.grid import CLIENT_FAILED, Begun, Chunk, SimulatedGrid, client_number, failure
 from fedsim.job import Job
 from fedsim.local import Work
 from fedsim.parameters import to_record
@@ -64,7 +64,7 @@ def of(name: str) -> Algorithm:
 class Nobody(SimulatedGrid):
     """A grid whose clients never do anything."""
 
-    def run_chunks(self, chunks: Sequence[Chunk], timeout: float | None) -> list[ChunkResult]:
+    def begin(self, chunks: Sequence[Chunk]) -> Begun:
         """Nothing is ever sent."""
         raise AssertionError("replies are made up here")
 
