@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from fedsim import registry, seeds
-from fedsim.data.corpus import Task
 from fedsim.data.federation import Federation
 from fedsim.errors import ScenarioError
 
@@ -267,7 +266,7 @@ def inner_product(epsilon: float = 0.1) -> Adversary:
 def backdoor(
     shape: tuple[int, ...],
     classes: int,
-    task: Task,
+    task: str,
     largest: float,
     target: int = 0,
     share: float = 0.5,

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fedsim.data.federation import Federation
 from fedsim.errors import FedsimError
-from fedsim.evaluation import headline
 from fedsim.examples import PARTS, Example, example_data, example_lines, examples, picture
 from fedsim.job import CorpusSource, ModelSource
 from fedsim.overview import HEADLINES, figure
@@ -117,7 +116,7 @@ def look(
     # Other versions change last bits at most, and a replay that is not the run's is not used.
     past = reopen(path, settings=["engine.bits=not guaranteed"], model=model, data=data, data_dir=data_dir)
     check_client(past, client)
-    federation, privacy = past.job.federation, past.job.privacy
+    federation, privacy, headline = past.job.federation, past.job.privacy, past.job.build_problem().headline
     with closing(open_run(past.path)) as records:
         rows = records.clients(client=client)
         accounts = {row.client: row for row in records.privacy()}
@@ -134,8 +133,8 @@ def look(
         rows={part: len(federation.rows(client, part).x) for part in PARTS},
         labels=_labels(federation, client),
         examples=examples(federation, client),
-        metric=headline(federation.task),
-        history=_history(rows, headline(federation.task), cosines, everybody),
+        metric=headline,
+        history=_history(rows, headline, cosines, everybody),
         rounds=[number for number, cohort in enumerate(cohorts(past.job, past.rounds), 1) if client in cohort],
         epsilon=account.epsilon if account is not None else None,
         delta=privacy.delta if privacy is not None else None,
@@ -181,7 +180,7 @@ def as_data(client: Client) -> dict[str, Any]:
 
 
 def _labels(federation: Federation, client: int) -> dict[str, dict[str, int]] | None:
-    if federation.task != "classification":
+    if not federation.labelled:
         return None
     counts = {part: np.bincount(federation.rows(client, part).y) for part in PARTS}
     return {

@@ -18,7 +18,7 @@ from fedsim.composition import algorithm_of, check_measured
 from fedsim.data.federation import Federation
 from fedsim.errors import ScenarioError
 from fedsim.job import CorpusSource, Job, ModelSource, named, prepare_on
-from fedsim.metrics import LOWER_IS_BETTER, worst_tenth
+from fedsim.metrics import worst_tenth
 from fedsim.progress import shortened, wrapped
 from fedsim.registry import as_path, members, nearest
 from fedsim.scenario import Scenario
@@ -145,9 +145,9 @@ def _gain(result: Result, local: Result) -> dict[str, Any]:
     """
     mine, alone = result.own_figures, local.own_figures
     metric = _metric(result)
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    sign = -1.0 if result.values["headline"]["lower_is_better"] else 1.0
     gains = np.array([sign * (mine[client] - alone[client]) for client in sorted(mine.keys() & alone.keys())])
-    worst = worst_tenth([{"gain": gain} for gain in gains], np.ones(len(gains)), 1)
+    worst = worst_tenth([{"gain": gain} for gain in gains], np.ones(len(gains)), 1, ())
     return {
         "metric": metric,
         "clients": len(gains),

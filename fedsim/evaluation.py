@@ -9,11 +9,9 @@ import numpy as np
 from fedsim import seeds
 from fedsim.adversaries import attackers
 from fedsim.composition import algorithm_of
-from fedsim.data.corpus import Task
 from fedsim.data.federation import CentralPart, Federation, Part
 from fedsim.errors import PrivacyError, ScenarioError
 from fedsim.metrics import (
-    LOWER_IS_BETTER,
     EvaluatedModel,
     HeldOut,
     MetricName,
@@ -73,7 +71,7 @@ def client_metrics(
     named = {
         **with_full_names(model, data, "rows", problem.metrics(add(each))),
         **with_full_names(model, data, "clients", mean_over_clients(values)),
-        **with_full_names(model, data, "worst-10%", worst_tenth(values, rows, min_rows)),
+        **with_full_names(model, data, "worst-10%", worst_tenth(values, rows, min_rows, problem.lower)),
         **with_full_names(model, data, "spread", spread(values, rows, min_rows)),
     }
     return _defined(named)
@@ -98,21 +96,21 @@ def asked(scenario: Scenario, federation: Federation, part: Part, attacking: Col
     return np.sort(seeds.numpy_generator(scenario.seed, "measuring clients").choice(clients, most, replace=False))
 
 
-def headline(task: Task) -> str:
-    """The metric by which a task is usually judged, and its best round chosen."""
-    return "bits-per-character" if task == "next-token" else "accuracy"
+def better(metric: str, value: float, than: float, lower: Collection[str]) -> bool:
+    """Whether a value of the full-named metric is better than another; anything is better than nan.
+
+    Args:
+        metric: its full name.
+        value, than: the two.
+        lower: names of metrics that are better when they are lower.
+    """
+    return math.isnan(than) or (value < than if metric.split("/", 3)[-1] in lower else value > than)
 
 
-def better(metric: str, value: float, than: float) -> bool:
-    """Whether a value of the full-named metric is better than another; anything is better than nan."""
-    name = metric.split("/", 3)[-1]
-    return math.isnan(than) or (value < than if name in LOWER_IS_BETTER else value > than)
-
-
-def default_metric(scenario: Scenario, federation: Federation) -> str | None:
+def default_metric(scenario: Scenario, problem: Problem, federation: Federation) -> str | None:
     """The metric that chooses where a scenario names none; None where nothing is measured on validation rows."""
     names = [
-        MetricName("global", data, "rows", headline(federation.task))
+        MetricName("global", data, "rows", problem.headline)
         for data in (CENTRAL_SETS["validation"], CLIENT_SETS["validation"])
     ]
     return next((str(name) for name in names if _unmeasured(name, scenario, federation) is None), None)

@@ -21,12 +21,12 @@ from fedsim.cohorts import CohortRule, Cohorts, dropouts, expected_size, largest
 from fedsim.compiled import Libraries, libraries_of
 from fedsim.composition import algorithm_of, check_algorithm, check_driven
 from fedsim.data.build import build
-from fedsim.data.corpus import Corpus, Folders, Task
+from fedsim.data.corpus import PREDICTS_NEXT, Corpus, Folders
 from fedsim.data.federation import Federation, Rows
 from fedsim.data.population import Population, spread
-from fedsim.errors import FedsimError, PrivacyError, ScenarioError
+from fedsim.errors import DataError, FedsimError, PrivacyError, ScenarioError
 from fedsim.machine import available_memory
-from fedsim.model import check_model, check_size, make_model, model_name, model_reference
+from fedsim.model import Known, check_model, check_size, make_model, model_name, model_reference
 from fedsim.parameters import layout_of
 from fedsim.privacy.example import private_module
 from fedsim.privacy.ledger import EVERYBODY
@@ -132,7 +132,7 @@ class Job:
 
     def build_problem(self) -> Problem:
         """Loss, statistics and metrics of the task."""
-        return problem_for(self.federation.task, self.federation.classes)
+        return problem_of(self.federation, self.scenario.folder)
 
 
 def prepare(
@@ -168,7 +168,8 @@ def _prepared(federation: Federation, scenario: Scenario, model: ModelSource | N
     source = algorithm.model or (model if model is not None else scenario.model.name)
     _check_machine(scenario, source, federation)
     module = _model(scenario, source, federation)
-    problem = problem_for(federation.task, federation.classes)
+    problem = problem_of(federation, scenario.folder)
+    _check_rows(problem, federation)
     few = federation.first_rows
     check_model(model_name(source), module, problem, few.x, few.y)
     check_algorithm(algorithm, scenario, module, layout_of(module), federation.clients)
@@ -251,6 +252,22 @@ def check_cohort(scenario: Scenario, clients: int) -> None:
         )
 
 
+def problem_of(federation: Federation, folder: Path) -> Problem:
+    """Loss, statistics and metrics of what is learned from a federation's rows."""
+    shapes = tuple(federation.x.shape[1:]), tuple(federation.y.shape[1:])
+    return problem_for(federation.task, federation.classes, *shapes, folder)
+
+
+def _check_rows(problem: Problem, federation: Federation) -> None:
+    """Refuse rows that the task cannot use; of a population the first that there are."""
+    every = Rows(federation.x, federation.y) if federation.source is None else federation.first_rows
+    for rows in (every, *federation.central.values()):
+        try:
+            problem.check_rows(rows.x, rows.y)
+        except DataError as error:
+            raise DataError(f"data set {federation.corpus!r} has {error}") from error
+
+
 def _check_machine(scenario: Scenario, source: ModelSource, federation: Federation) -> None:
     """Refuse a model or a number of workers for which this machine has no memory, before any is taken."""
     check_size(*_asked(scenario, source, federation))
@@ -270,11 +287,12 @@ def check_workers(engine: Engine) -> None:
 
 def _asked(
     scenario: Scenario, source: ModelSource, federation: Federation
-) -> tuple[ModelSource, Mapping[str, Any], tuple[int, ...], int, Task, Path]:
+) -> tuple[ModelSource, Mapping[str, Any], Known, Path]:
     """The model that a scenario asks for, as `check_size` and `make_model` take it."""
     settings: Mapping[str, Any] = scenario.model.settings if source == scenario.model.name else {}
-    shape = tuple(federation.x.shape[1:])
-    return source, settings, shape, len(federation.classes), federation.task, scenario.folder
+    outputs = problem_of(federation, scenario.folder).outputs
+    known = Known(tuple(federation.x.shape[1:]), outputs, federation.task, federation.vocabulary)
+    return source, settings, known, scenario.folder
 
 
 def _model(scenario: Scenario, source: ModelSource, federation: Federation) -> nn.Module:
@@ -288,6 +306,10 @@ def _attackers(scenario: Scenario, federation: Federation, algorithm: Algorithm)
     assert scenario.adversary is not None
     if algorithm.pooled:
         raise ScenarioError(f"adversary: strategy {algorithm.name!r} has one client with all rows; leave it out")
+    if adversary.rows is not None and not (federation.labelled or federation.task in PREDICTS_NEXT):
+        raise ScenarioError(
+            f"adversary.name = {adversary.name!r} changes classes of rows, and those of {federation.corpus!r} have none"
+        )
     if adversary.collude is not None and scenario.privacy.client is not None:
         raise PrivacyError(
             f"adversary.name = {adversary.name!r}: its attackers make their uploads of other clients', before "

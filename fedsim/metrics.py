@@ -5,7 +5,7 @@ divided. A metric's full name is model/data/weighting/metric, such as `global/ce
 """
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -22,8 +22,6 @@ HeldOut = Literal["central-validation", "central-test", "client-validation", "cl
 Weighting = Literal["rows", "clients", "worst-10%", "spread"]
 """rows: pooled over all rows; clients: every client counts the same; worst-10%: of the clients, the worst tenth;
 spread: the standard deviation over clients."""
-
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits-per-character"})
 
 _PREFIXES: Mapping[EvaluatedModel, str] = {"global": "stat/", "personal": "personal-stat/"}
 _MOST_DRAWS = 1_000
@@ -127,7 +125,10 @@ def mean_over_clients(values: Sequence[Mapping[str, float]]) -> dict[str, float]
 
 
 def worst_tenth(
-    values: Sequence[Mapping[str, float]], rows: Sequence[int] | np.ndarray, min_rows: int
+    values: Sequence[Mapping[str, float]],
+    rows: Sequence[int] | np.ndarray,
+    min_rows: int,
+    lower: Collection[str],
 ) -> dict[str, float]:
     """Each metric's mean over the worst tenth (rounded down) of the counted clients.
 
@@ -135,6 +136,7 @@ def worst_tenth(
         values: one mapping per client, all with the same names.
         rows: [K] held-out rows of these clients.
         min_rows: a client with fewer is not counted: with two rows it would be worst or best by luck.
+        lower: metrics that are better when they are lower.
 
     Returns:
         Metrics that are defined for at least ten counted clients; of fewer, a tenth is nobody.
@@ -145,7 +147,7 @@ def worst_tenth(
         defined = column[chosen & ~np.isnan(column)]
         if len(defined) >= 10:
             ascending = np.sort(defined)
-            worst[metric] = _mean((ascending[::-1] if metric in LOWER_IS_BETTER else ascending)[: len(defined) // 10])
+            worst[metric] = _mean((ascending[::-1] if metric in lower else ascending)[: len(defined) // 10])
     return worst
 
 

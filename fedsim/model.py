@@ -1,35 +1,49 @@
 """Building the model that a scenario names, and trying it on two rows.
 
 A model is one of the families in `fedsim.models`, a user's own `file.py:Net`, or a Python callable: a class
-of `nn.Module` or a function that returns one. Of `shape`, `classes` and `task` it is given those that it
-has parameters for.
+of `nn.Module` or a function that returns one. It is given what is `Known`, as far as it has parameters for it.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsim import registry, seeds
-from fedsim.data.corpus import Task
 from fedsim.errors import FedsimError, ModelError, one_line
 from fedsim.machine import available_memory
 from fedsim.problem import Problem, evaluating
 
 Factory = Callable[..., nn.Module]
+
+
+class Known(NamedTuple):
+    """What a model's class or function is told, as far as it has parameters of these names.
+
+    Attributes:
+        shape: of one input row.
+        outputs: values for every row, or for every place of a text; "classes" is another name for it.
+        task: what is learned.
+        vocabulary: how many tokens there are, where rows are tokens and no bytes.
+    """
+
+    shape: tuple[int, ...]
+    outputs: int
+    task: str
+    vocabulary: int | None = None
+
+
 _COPIES = 4  # the model received, the model trained, its gradient and its update
 
 
 def make_model(
     model: str | Factory,
     settings: Mapping[str, Any],
-    shape: tuple[int, ...],
-    classes: int,
-    task: Task,
+    known: Known,
     folder: Path,
     seed: int,
 ) -> nn.Module:
@@ -38,9 +52,7 @@ def make_model(
     Args:
         model: a family's name, `file.py:Net`, or a class or function itself.
         settings: the scenario's further keys of [model].
-        shape: of one input row.
-        classes: number of classes; 256 for next-token tasks.
-        task: what is learned.
+        known: what it is told of data and task.
         folder: where the user's file is looked for.
         seed: of the run.
 
@@ -50,7 +62,7 @@ def make_model(
     """
     name = model_name(model)
     factory = _factory(model, folder)
-    arguments = _arguments(factory, settings, shape, classes, task)
+    arguments = _arguments(factory, settings, known)
     with seeds.scope(seed, "model"):
         built = _build(factory, name, arguments)
     if not isinstance(built, nn.Module):
@@ -58,15 +70,13 @@ def make_model(
     return built
 
 
-def check_size(
-    model: str | Factory, settings: Mapping[str, Any], shape: tuple[int, ...], classes: int, task: Task, folder: Path
-) -> None:
+def check_size(model: str | Factory, settings: Mapping[str, Any], known: Known, folder: Path) -> None:
     """Refuse sizes of a family of `fedsim.models` for which this machine's memory cannot suffice.
 
     The model is built without memory for its parameters. A user's own is not tried: its code may do anything.
 
     Args:
-        model, settings, shape, classes, task, folder: as for `make_model`, in the same order.
+        model, settings, known, folder: as for `make_model`, in the same order.
 
     Raises:
         ModelError: the parameters need more memory than there is; as `make_model` otherwise.
@@ -75,7 +85,7 @@ def check_size(
     if not isinstance(model, str) or ":" in model:
         return
     factory = _factory(model, folder)
-    arguments = _arguments(factory, settings, shape, classes, task)
+    arguments = _arguments(factory, settings, known)
     with torch.device("meta"):
         try:
             built = factory(**arguments)
@@ -127,13 +137,11 @@ def check_model(name: str, module: nn.Module, problem: Problem, x: np.ndarray | 
     problem.check(output, problem.targets(y[:2]), f"model {name!r}")
 
 
-def _arguments(
-    factory: Factory, settings: Mapping[str, Any], shape: tuple[int, ...], classes: int, task: Task
-) -> dict[str, Any]:
-    known = {"shape": shape, "classes": classes, "task": task}
-    bound = registry.bind(factory, settings, "model", reserved=known, own=("name",))
+def _arguments(factory: Factory, settings: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    told = {"classes": known.outputs, **{key: value for key, value in known._asdict().items() if value is not None}}
+    bound = registry.bind(factory, settings, "model", reserved=told, own=("name",))
     wanted = inspect.signature(factory).parameters
-    return {**{key: known[key] for key in known if key in wanted}, **bound}
+    return {**{key: value for key, value in told.items() if key in wanted}, **bound}
 
 
 def _given(settings: Mapping[str, Any]) -> str:

@@ -19,8 +19,16 @@ from fedsim.records import being_written
 Status = Literal["running", "finished", "stopped", "interrupted"]
 Values = dict[str, Any]
 
-HEADLINES = {"bits-per-character": "bits/char", "accuracy": "accuracy", "loss": "loss"}
-"""Metrics by which a task is judged, the first that there is, with the names of their columns."""
+HEADLINES = {
+    "bits-per-character": "bits/char",
+    "auc": "AUC",
+    "micro-f1": "micro F1",
+    "rmse": "RMSE",
+    "return": "return",
+    "accuracy": "accuracy",
+    "loss": "loss",
+}
+"""Metrics by which tasks are judged, the first that there is, with the names of their columns."""
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,21 @@ A `Problem` turns arrays into what the model takes, gives each example's loss, a
 made of. `evaluate` runs a model over rows.
 """
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fedsim.data.corpus import Task
+from fedsim import registry
 from fedsim.errors import ModelError
 from fedsim.metrics import Statistics, add
-
-BYTES = 256
-"""Values of a byte: the classes of next-token prediction."""
 
 # A federation's rows are read-only on purpose; torch would warn of it once in every process.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -30,12 +27,34 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 class Problem(Protocol):
     """A task's loss, statistics and metrics."""
 
+    @property
+    def headline(self) -> str:
+        """The metric by which the task is usually judged, and the best round chosen."""
+        ...
+
+    @property
+    def lower(self) -> frozenset[str]:
+        """Those of the metrics that are better when they are lower."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """How many values a model gives for every row, or for every place of a text."""
+        ...
+
+    def check_rows(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Raise DataError where rows [N, ...] are of a type, shape or range that the task cannot use.
+
+        The message is what a sentence goes on with that begins "data set ... has".
+        """
+        ...
+
     def inputs(self, x: np.ndarray | Tensor) -> Tensor:
         """[B, ...] as the model takes them: floats as they are (without a copy), whole numbers as int64."""
         ...
 
     def targets(self, y: np.ndarray | Tensor) -> Tensor:
-        """[B] classes or [B, L] bytes as int64."""
+        """[B, ...] as the loss takes them: classes and bytes as int64."""
         ...
 
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
@@ -51,7 +70,11 @@ class Problem(Protocol):
         ...
 
     def statistics(self, output: Tensor, targets: Tensor) -> Statistics:
-        """What a block of rows adds to the sums."""
+        """What the model's output on a block of rows adds to the sums."""
+        ...
+
+    def measure(self, module: nn.Module, inputs: Tensor, targets: Tensor) -> Statistics:
+        """What a block of rows adds to the sums: `statistics` of a module that is in evaluation mode."""
         ...
 
     def metrics(self, statistics: Statistics) -> dict[str, float]:
@@ -67,136 +90,28 @@ class Problem(Protocol):
         ...
 
 
-def problem_for(task: Task, classes: Sequence[str]) -> Problem:
-    """The problem of a corpus."""
-    return NextToken() if task == "next-token" else Classification(tuple(classes))
+def problem_for(
+    task: str,
+    classes: Sequence[str],
+    inputs: tuple[int, ...] = (),
+    targets: tuple[int, ...] = (),
+    folder: Path = Path(),
+) -> Problem:
+    """The problem of a task: one of `fedsim.tasks`, or a user's own `file.py:name`.
 
+    Args:
+        task: its name. The function of that name is given those of the following that it has parameters for.
+        classes: names of the classes; none where rows have none.
+        inputs, targets: shapes of one row and of its target.
+        folder: where a user's file is looked for.
 
-@dataclass(frozen=True)
-class Classification:
-    """One of `classes` per row; the model's output is [B, C] logits.
-
-    Statistics: `loss` (sum over rows, nats), `rows`, `confusion` [C * C] (true class times C plus the
-    predicted one).
+    Raises:
+        ScenarioError: there is no such task.
     """
-
-    classes: tuple[str, ...]
-
-    def inputs(self, x: np.ndarray | Tensor) -> Tensor:
-        """See `Problem`."""
-        return _floats_or_whole(x)
-
-    def targets(self, y: np.ndarray | Tensor) -> Tensor:
-        """See `Problem`."""
-        return _tensor(y).long()
-
-    def losses(self, output: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy [B]."""
-        return functional.cross_entropy(output, targets, reduction="none")
-
-    def mean_loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """See `Problem`."""
-        return functional.cross_entropy(output, targets)
-
-    def zeros(self) -> Statistics:
-        """See `Problem`."""
-        return {"loss": np.zeros(1), "rows": np.zeros(1), "confusion": np.zeros(len(self.classes) ** 2)}
-
-    def statistics(self, output: Tensor, targets: Tensor) -> Statistics:
-        """See `Problem`."""
-        size = len(self.classes)
-        cells = torch.bincount(targets * size + output.argmax(1), minlength=size * size)
-        return {
-            "loss": _sum(self.losses(output, targets)),
-            "rows": np.array([float(len(targets))]),
-            "confusion": cells.double().numpy(),
-        }
-
-    def metrics(self, statistics: Statistics) -> dict[str, float]:
-        """Loss, accuracy, macro F1 (mean over classes that occur or are predicted) and each class's recall."""
-        confusion = statistics["confusion"].reshape(len(self.classes), len(self.classes))
-        right, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-        occurs = true + predicted > 0
-        f1 = 2 * right[occurs] / (true + predicted)[occurs]
-        rows = float(statistics["rows"][0])
-        recalls = (_ratio(*pair) for pair in zip(right, true, strict=True))
-        values = (_ratio(statistics["loss"][0], rows), _ratio(right.sum(), rows), _ratio(f1.sum(), len(f1)), *recalls)
-        return dict(zip(self.metric_names(), values, strict=True))
-
-    def metric_names(self) -> list[str]:
-        """See `Problem`."""
-        return ["loss", "accuracy", "macro-f1", *(f"recall/{name}" for name in self.classes)]
-
-    def check(self, output: object, targets: Tensor, name: str = "the model") -> None:
-        """See `Problem`."""
-        logits = _logits(output, f"[rows, {len(self.classes)}]", name)
-        if logits.ndim == 2 and logits.shape[1] != len(self.classes):
-            raise ModelError(f"{name} gives {logits.shape[1]} outputs, the data has {len(self.classes)} classes")
-        _same_shape(logits, (len(targets), len(self.classes)), name)
-
-
-@dataclass(frozen=True)
-class NextToken:
-    """The next byte at every place of a window; the model's output is [B, L, 256] logits.
-
-    Statistics: `loss` (sum over windows of their mean, nats), `rows` (windows), `tokens`, `correct`, `nats`
-    (sum over bytes).
-    """
-
-    def inputs(self, x: np.ndarray | Tensor) -> Tensor:
-        """See `Problem`."""
-        return _floats_or_whole(x)
-
-    def targets(self, y: np.ndarray | Tensor) -> Tensor:
-        """See `Problem`."""
-        return _tensor(y).long()
-
-    def losses(self, output: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy [B], the mean over each window's bytes."""
-        return self._nats(output, targets).mean(1)
-
-    def mean_loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """See `Problem`; windows are equally long, so the mean over them is that over all bytes."""
-        return functional.cross_entropy(output.flatten(0, 1), targets.flatten())
-
-    def _nats(self, output: Tensor, targets: Tensor) -> Tensor:
-        each = functional.cross_entropy(output.flatten(0, 1), targets.flatten(), reduction="none")
-        return each.view_as(targets)
-
-    def zeros(self) -> Statistics:
-        """See `Problem`."""
-        return {name: np.zeros(1) for name in ("loss", "rows", "tokens", "correct", "nats")}
-
-    def statistics(self, output: Tensor, targets: Tensor) -> Statistics:
-        """See `Problem`."""
-        nats = self._nats(output, targets)
-        return {
-            "loss": _sum(nats.mean(1)),
-            "rows": np.array([float(len(targets))]),
-            "tokens": np.array([float(targets.numel())]),
-            "correct": _sum(output.argmax(2) == targets),
-            "nats": _sum(nats),
-        }
-
-    def metrics(self, statistics: Statistics) -> dict[str, float]:
-        """Loss, accuracy and perplexity per byte, and bits per character (of one byte)."""
-        sums = {name: float(values[0]) for name, values in statistics.items()}
-        nats = _ratio(sums["nats"], sums["tokens"])
-        return {
-            "loss": _ratio(sums["loss"], sums["rows"]),
-            "accuracy": _ratio(sums["correct"], sums["tokens"]),
-            "perplexity": math.inf if nats > 700 else math.exp(nats),  # e^710 is no float
-            "bits-per-character": nats / math.log(2),
-        }
-
-    def metric_names(self) -> list[str]:
-        """See `Problem`."""
-        return ["loss", "accuracy", "perplexity", "bits-per-character"]
-
-    def check(self, output: object, targets: Tensor, name: str = "the model") -> None:
-        """See `Problem`."""
-        logits = _logits(output, f"[rows, {targets.shape[1]}, {BYTES}]", name)
-        _same_shape(logits, (*targets.shape, BYTES), name)
+    make = registry.find("fedsim.tasks", task, folder, "task")
+    known = {"classes": tuple(classes), "inputs": inputs, "targets": targets}
+    wanted = inspect.signature(make).parameters
+    return cast(Problem, make(**{name: value for name, value in known.items() if name in wanted}))
 
 
 def evaluate(
@@ -211,9 +126,8 @@ def evaluate(
     total = problem.zeros()
     with torch.no_grad(), evaluating(module):
         for start in range(0, len(x), batch_size):
-            output = module(problem.inputs(x[start : start + batch_size]).clone())
-            block = problem.statistics(output, problem.targets(y[start : start + batch_size]))
-            total = add([total, block])
+            inputs, targets = problem.inputs(x[start : start + batch_size]), y[start : start + batch_size]
+            total = add([total, problem.measure(module, inputs.clone(), problem.targets(targets))])
     return total
 
 
@@ -229,29 +143,44 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _tensor(values: np.ndarray | Tensor) -> Tensor:
+def tensor(values: np.ndarray | Tensor) -> Tensor:
+    """An array as a tensor, without a copy."""
     return values if isinstance(values, Tensor) else torch.from_numpy(values)
 
 
-def _floats_or_whole(x: np.ndarray | Tensor) -> Tensor:
-    values = _tensor(x)
+def floats_or_whole(x: np.ndarray | Tensor) -> Tensor:
+    """Inputs as models take them: floats as they are, without a copy; whole numbers as int64."""
+    values = tensor(x)
     return values if values.is_floating_point() else values.long()
 
 
-def _sum(values: Tensor) -> np.ndarray:
+def sum_of(values: Tensor) -> np.ndarray:
+    """[1] a sum in float64, as statistics have it."""
     return values.sum(dtype=torch.float64).view(1).numpy()
 
 
-def _ratio(part: float, whole: float) -> float:
+def ratio(part: float, whole: float) -> float:
+    """part / whole; nan where there is nothing to divide by."""
     return float(part / whole) if whole else math.nan
 
 
-def _logits(output: object, wanted: str, name: str) -> Tensor:
+def one_tensor(output: object, wanted: str, name: str) -> Tensor:
+    """A model's output, which must be one tensor.
+
+    Args:
+        output: of the model.
+        wanted: its shape in words.
+        name: of the model in messages.
+
+    Raises:
+        ModelError: it is something else.
+    """
     if not isinstance(output, Tensor):
         raise ModelError(f"{name} gives a {type(output).__name__}; return one tensor of logits {wanted}")
     return output
 
 
-def _same_shape(logits: Tensor, wanted: tuple[int, ...], name: str) -> None:
-    if tuple(logits.shape) != wanted:
-        raise ModelError(f"{name} gives outputs of shape {list(logits.shape)}, the data needs {list(wanted)}")
+def same_shape(output: Tensor, wanted: tuple[int, ...], name: str) -> None:
+    """Raise ModelError where a model's output has another shape."""
+    if tuple(output.shape) != wanted:
+        raise ModelError(f"{name} gives outputs of shape {list(output.shape)}, the data needs {list(wanted)}")

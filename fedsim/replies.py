@@ -10,7 +10,6 @@ from torch import Tensor
 from fedsim import metrics
 from fedsim.arrays import view
 from fedsim.errors import ClientError
-from fedsim.evaluation import headline
 from fedsim.grid import client_number
 from fedsim.local import Work
 from fedsim.metrics import EvaluatedModel, Statistics, add
@@ -71,7 +70,7 @@ def _trained(reply: Message, work: Work) -> dict[str, float]:
 def _measured(reply: Message, work: Work) -> dict[str, float]:
     """The figures of a reply, and loss and headline of the models that it measured."""
     values, figures = _trained(reply, work), metrics_of(reply)
-    measured, name = work.problem.metrics(metrics.from_record(figures)), headline(work.federation.task)
+    measured, name = work.problem.metrics(metrics.from_record(figures)), work.problem.headline
     values["loss"] = measured["loss"]
     values |= {f"scalar/{name}": measured[name]} if math.isfinite(measured[name]) else {}
     if own := metrics.from_record(figures, "personal"):

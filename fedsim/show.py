@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedsim.overview import (
+    HEADLINES,
     Overview,
     Values,
     beside,
@@ -126,10 +127,9 @@ _LARGEST = """
 SELECT client, max(norm) AS norm, round FROM clients WHERE norm IS NOT NULL GROUP BY client ORDER BY 2 DESC, client
 LIMIT ?
 """
-_WORST = """
-SELECT client, round, phase, loss, rows, coalesce(
-    json_extract(metrics, '$."personal/bits-per-character"'), json_extract(metrics, '$."personal/accuracy"')
-) AS personal FROM clients
+_PERSONAL = ", ".join(f"""json_extract(metrics, '$."personal/{name}"')""" for name in HEADLINES)
+_WORST = f"""
+SELECT client, round, phase, loss, rows, coalesce({_PERSONAL}) AS personal FROM clients
 WHERE round = ? AND phase = ? AND status = 'ok' AND rows > 0 ORDER BY loss IS NULL DESC, loss DESC, client LIMIT ?
 """
 _FIGURE = re.compile(r"0x[0-9a-f]+|(?<![\w.])[-+]?\d[\d,]*(\.\d+)*(e[-+]?\d+)?(?!\w)", re.IGNORECASE)

@@ -33,12 +33,14 @@ class Watch:
     Attributes:
         metric: full name of the metric that chooses the best round; None where nothing is measured on validation
             rows, and the last round is taken.
+        lower: names of metrics that are better when they are lower.
         best_round, best_value: so far; round 0 is the model before training.
         spent: seconds of the run before this process resumed it.
     """
 
     scenario: Scenario
     metric: str | None
+    lower: frozenset[str]
     best_round: int = 0
     best_value: float = math.nan
     spent: float = 0.0
@@ -59,7 +61,7 @@ class Watch:
             PrivacyError: a metric on clients' own rows under privacy.
         """
         stop = scenario.stop
-        chosen = scenario.evaluate.metric or stop.metric or default_metric(scenario, federation)
+        chosen = scenario.evaluate.metric or stop.metric or default_metric(scenario, problem, federation)
         with named(scenario.origin):
             for key, name in (("stop.metric", stop.metric), ("evaluate.metric", chosen)):
                 if name is not None:
@@ -70,7 +72,7 @@ class Watch:
                         f"stop.{key} needs a validation metric, and nothing is measured; raise data.split.central or "
                         "evaluate.clients_every"
                     )
-        return cls(scenario, chosen)
+        return cls(scenario, chosen, problem.lower)
 
     def after(self, round: int, metrics: Mapping[str, float], clients: Sequence[ClientRow] = ()) -> Stop | None:
         """Look at a round's metrics; a reason to stop, or None.
@@ -104,7 +106,7 @@ class Watch:
         value = metrics.get(self.metric)
         if value is None or not math.isfinite(value):
             return
-        if better(self.metric, value, self.best_value):
+        if better(self.metric, value, self.best_value, self.lower):
             self.best_round, self.best_value, self._evaluations_since = round, value, 0
         else:
             self._evaluations_since += 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.cohorts import expected_size
-from fedsim.evaluation import ATTACK_SUCCESS, asked, headline
+from fedsim.evaluation import ATTACK_SUCCESS, asked
 from fedsim.local import Work
 from fedsim.metrics import EvaluatedModel, counted, worst_tenth_by_chance
 from fedsim.model import model_reference
@@ -113,7 +113,7 @@ def live_figures(work: Work, metrics: Metrics) -> dict[str, float | None]:
 
 def legend(work: Work) -> list[str]:
     """Full names of the live columns."""
-    columns, name = _live(work), headline(work.federation.task)
+    columns, name = _live(work), work.problem.headline
     if work.algorithm.alone:
         return [f"live: personal/client-validation/clients/..., worst-10%/{name}"] if columns else []
     text = f"live: global/{_validation_set(work)}/rows/..."
@@ -123,7 +123,7 @@ def legend(work: Work) -> list[str]:
 
 def _live(work: Work) -> dict[str, str]:
     """Full names of the metrics in a round's line, by column."""
-    name, place, own = headline(work.federation.task), _validation_set(work), "client-validation"
+    name, place, own = work.problem.headline, _validation_set(work), "client-validation"
     short, on_clients = SHORT_NAMES.get(name, name), work.job.scenario.evaluate.clients_every > 0
     if work.algorithm.alone:
         model, means = "personal", {"loss": f"personal/{own}/clients/loss", short: f"personal/{own}/clients/{name}"}
@@ -167,7 +167,8 @@ def summarise(work: Work, folder: Path, watch: Watch, ledger: Ledger | None, end
         "folder": str(folder),
     }
     full, value, _ = headline_figure(work, values)
-    values["headline"] = {"metric": full, "value": value}
+    lower = full.split("/", 3)[-1] in work.problem.lower
+    values["headline"] = {"metric": full, "value": value, "lower_is_better": lower}
     values["clients_counted"] = len(_counted_rows(work)) if work.job.scenario.evaluate.clients_every else 0
     values["clients_asked"] = work.job.scenario.evaluate.clients
     if work.adversary is not None:
@@ -181,7 +182,7 @@ def summarise(work: Work, folder: Path, watch: Watch, ledger: Ledger | None, end
 
 
 def _own_figures(work: Work, clients: Sequence[ClientRow]) -> dict[int, float]:
-    name, least = headline(work.federation.task), work.job.scenario.evaluate.min_rows
+    name, least = work.problem.headline, work.job.scenario.evaluate.min_rows
     key = f"personal/{name}" if work.algorithm.personalised else name
     return {row.client: row.metrics[key] for row in clients if key in row.metrics and row.rows >= least}
 
@@ -204,7 +205,7 @@ def _closing_block(work: Work, values: Mapping[str, Any], ledger: Ledger | None)
 
 def headline_figure(work: Work, values: Mapping[str, Any]) -> tuple[str, float, str]:
     """Full name and value of the test metric that a person wants to know first, and of which round it is."""
-    name = headline(work.federation.task)
+    name = work.problem.headline
     if work.algorithm.alone:
         full = f"personal/client-test/clients/{name}"
         return full, values["metrics_last_round"].get(full, math.nan), f"round {values['rounds']}, the last"
@@ -227,7 +228,7 @@ def _attack_lines(work: Work, values: Mapping[str, Any]) -> list[str]:
 
 def _personal_lines(work: Work, values: Mapping[str, Any]) -> list[str]:
     """The global model beside clients' own, both after the last round; nothing where there are no two to compare."""
-    name, figures = headline(work.federation.task), values["metrics_last_round"]
+    name, figures = work.problem.headline, values["metrics_last_round"]
     if work.algorithm.alone or f"personal/client-test/clients/{name}" not in figures:
         return []
     title = f"client-test, round {values['rounds']}, the last"
@@ -242,7 +243,7 @@ def _personal_lines(work: Work, values: Mapping[str, Any]) -> list[str]:
 
 def _client_lines(work: Work, values: Mapping[str, Any]) -> list[str]:
     """How unequal the model is to clients: the worst tenth, what it would be were they equal, and the spread."""
-    name = headline(work.federation.task)
+    name = work.problem.headline
     model: EvaluatedModel = "personal" if work.algorithm.alone else "global"
     figures, lines = values["metrics_last_round" if work.algorithm.alone else "metrics"], []
     worst = figures.get(f"{model}/client-test/worst-10%/{name}")

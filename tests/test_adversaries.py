@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim import adversaries, seeds
 from fedsim.adversaries import KINDS, Adversary, attackers, largest_z, make_adversary
 from fedsim.data.build import build
-from fedsim.data.corpus import Corpus, Task
+from fedsim.data.corpus import Corpus
 from fedsim.data.federation import Federation
 from fedsim.errors import ScenarioError
 from fedsim.scenario import Attack
@@ -34,7 +34,7 @@ def generator(purpose: str = "test") -> np.random.Generator:
     return seeds.numpy_generator(1, purpose)
 
 
-def federation(shape: tuple[int, ...] = (2, 8, 6), classes: int = 5, task: Task = "classification") -> Federation:
+def federation(shape: tuple[int, ...] = (2, 8, 6), classes: int = 5, task: str = "classification") -> Federation:
     """Sixty rows of four clients."""
     rng = generator("rows")
     text = task == "next-token"

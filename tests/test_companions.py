@@ -302,7 +302,11 @@ def test_people_see_all_runs_in_one_table(personal: Result) -> None:
 
 def result(metric: str, own: Mapping[int, float]) -> Result:
     values = {
-        "headline": {"metric": f"global/central-test/rows/{metric}", "value": 0.5},
+        "headline": {
+            "metric": f"global/central-test/rows/{metric}",
+            "value": 0.5,
+            "lower_is_better": metric != "accuracy",
+        },
         "metrics": {},
         "metrics_last_round": {},
         "status": "done",

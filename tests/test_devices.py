@@ -11,8 +11,8 @@ from fedsim.algorithm import Batch
 from fedsim.devices import CPU, Captured, Computation, DeviceMemoryError, Replayed, of_worker, on, resolved, usual_width
 from fedsim.errors import ScenarioError
 from fedsim.functional import StackedModel
-from fedsim.problem import Classification
 from fedsim.stackable import settled
+from fedsim.tasks.classification import Classification
 from tests import small
 
 

@@ -116,7 +116,7 @@ def test_mean_over_clients_takes_those_where_a_metric_is_defined() -> None:
 @given(st.permutations(range(23)))
 def test_the_worst_tenth_are_the_lowest_accuracies_and_the_highest_losses(order: list[int]) -> None:
     values = [{"accuracy": number / 100, "loss": float(number)} for number in order]
-    worst = metrics.worst_tenth(values, [9] * 23, 5)
+    worst = metrics.worst_tenth(values, [9] * 23, 5, {"loss"})
     assert worst["accuracy"] == pytest.approx((0 + 1) / 2 / 100)
     assert worst["loss"] == pytest.approx((22 + 21) / 2)
 
@@ -125,13 +125,13 @@ def test_clients_with_few_rows_do_not_count_in_the_worst_tenth() -> None:
     values = [{"accuracy": 0.0}] + [{"accuracy": 0.5 + number / 100} for number in range(10)]
     rows = [4] + [5] * 10
     assert metrics.counted(rows, 5).sum() == 10
-    assert metrics.worst_tenth(values, rows, 5) == {"accuracy": 0.5}
-    assert metrics.worst_tenth(values[:10], rows[:10], 5) == {}
+    assert metrics.worst_tenth(values, rows, 5, {"loss"}) == {"accuracy": 0.5}
+    assert metrics.worst_tenth(values[:10], rows[:10], 5, {"loss"}) == {}
 
 
 def test_a_metric_undefined_at_too_many_clients_has_no_worst_tenth() -> None:
     values = [{"accuracy": 0.5, "recall/a": math.nan if number else 1.0} for number in range(10)]
-    assert metrics.worst_tenth(values, [5] * 10, 5) == {"accuracy": 0.5}
+    assert metrics.worst_tenth(values, [5] * 10, 5, {"loss"}) == {"accuracy": 0.5}
 
 
 @pytest.mark.parametrize("accuracy", [0.3, 0.8])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ModelError, ScenarioError
-from fedsim.model import check_model, make_model, model_files, model_name, model_reference
+from fedsim.model import Known, check_model, make_model, model_files, model_name, model_reference
 from fedsim.problem import problem_for
 
 OWN = """
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def build(model: Any, folder: Path, **settings: Any) -> nn.Module:
-    return make_model(model, settings, (3,), 2, "classification", folder, seed=1)
+    return make_model(model, settings, Known((3,), 2, "classification"), folder, seed=1)
 
 
 def test_a_users_class_gets_what_it_has_parameters_for(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Losses, statistics and metrics against scikit-learn and plain sums."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, recall_score
 from torch import Tensor, nn
 
 from fedsim import seeds
-from fedsim.errors import ModelError
+from fedsim.errors import DataError, ModelError, ScenarioError
 from fedsim.metrics import Statistics, add
-from fedsim.problem import Classification, NextToken, Problem, evaluate, evaluating, problem_for
+from fedsim.problem import Problem, evaluate, evaluating, problem_for
+from fedsim.tasks.classification import Classification
+from fedsim.tasks.next_token import NextToken
 
 NAMES = ("a", "b", "c", "d")
 CLASSES = Classification(NAMES)
@@ -185,3 +188,25 @@ def test_a_model_that_works_in_place_leaves_the_rows_alone() -> None:
 def test_no_rows_evaluate_to_zeros() -> None:
     nothing = evaluate(network(), CLASSES, np.zeros((0, 3), dtype=np.float32), np.zeros(0, dtype=np.int64))
     assert same(nothing, CLASSES.zeros())
+
+
+@pytest.mark.parametrize(
+    ("problem", "x", "y", "message"),
+    [
+        (CLASSES, np.zeros((2, 3), np.float32), np.zeros((2, 3), np.int64), r"y of type int64 and shape \(2, 3\)"),
+        (CLASSES, np.zeros((2, 3), np.float32), np.zeros(2, np.float32), "y of type float32"),
+        (NextToken(), np.zeros((2, 3), np.float32), np.zeros((2, 3), np.uint8), "next-token needs two uint8"),
+        (NextToken(), np.zeros((2, 3), np.uint8), np.zeros((2, 4), np.uint8), "next-token needs two uint8"),
+    ],
+)
+def test_rows_that_a_task_cannot_use_are_refused(problem: Problem, x: np.ndarray, y: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        problem.check_rows(x, y)
+
+
+def test_a_users_task_is_a_file(tmp_path: Path) -> None:
+    """Its function is given what it has parameters for."""
+    (tmp_path / "own.py").write_text("def task(inputs, targets):\n    return inputs, targets\n")
+    assert problem_for("own.py:task", (), (3, 2), (5,), tmp_path) == ((3, 2), (5,))
+    with pytest.raises(ScenarioError, match="Did you mean next-token"):
+        problem_for("next-tokens", ())

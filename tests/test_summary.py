@@ -40,7 +40,9 @@ def work() -> Work:
 
 
 def ended(work: Work, stop: Stop | None = None, rounds: int = 4) -> Result:
-    watch = Watch(work.job.scenario, "global/central-validation/rows/accuracy", best_round=3, best_value=0.5)
+    watch = Watch(
+        work.job.scenario, "global/central-validation/rows/accuracy", work.problem.lower, best_round=3, best_value=0.5
+    )
     weights = Weights(torch.ones(2), torch.zeros(0))
     ending = Ending(stop, rounds, 2.0, weights, last={ACCURACY: 0.25}, best={ACCURACY: 0.75})
     return summarise(work, Path("run"), watch, None, ending)
@@ -118,7 +120,8 @@ def test_of_clients_that_learn_alone_their_own_models_are_shown(tmp_path: Path) 
     """The global model is the initial one for ever; nothing chooses among its rounds."""
     saying, result = told({"strategy.name": "local"}, tmp_path)
     full = "personal/client-test/clients/accuracy"
-    assert result.values["headline"] == {"metric": full, "value": result.values["metrics_last_round"][full]}
+    value = result.values["metrics_last_round"][full]
+    assert result.values["headline"] == {"metric": full, "value": value, "lower_is_better": False}
     assert (result.values["chosen_by"], result.values["best_round"]) == (None, 2)
     assert f"{full} (round 2, the last): {result.values['headline']['value']:.4f}" in result.lines
     assert not any("global/" in line for line in [*result.lines, *saying.facts])

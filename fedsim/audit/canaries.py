@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.data.federation import Federation, Rows
 from fedsim.errors import ScenarioError
-from fedsim.problem import BYTES
+from fedsim.tasks.next_token import BYTES
 
 LEAST_ROWS = 1000
 _REACH = 6.0  # standard deviation of a drawn input, over the root mean square of those that there are
@@ -54,6 +54,8 @@ def canary_rows(federation: Federation, canaries: int, seed: int, predict: Predi
     if federation.task == "next-token":
         windows = draws.integers(0, BYTES, (canaries, federation.x.shape[1] + 1)).astype(federation.x.dtype)
         return Rows(windows[:, :-1], windows[:, 1:].astype(federation.y.dtype))
+    if not federation.labelled or federation.x.dtype != np.float32:
+        raise ScenarioError(f"an audit makes rows of numbers with a class, or bytes; {federation.corpus!r} has others")
     reach = _REACH * float(np.sqrt(np.square(federation.at_once("an audit").x).mean()))
     x = draws.normal(0, reach, (canaries, *federation.x.shape[1:])).astype(federation.x.dtype)
     # Under a class that is likely already a row hardly moves the model.

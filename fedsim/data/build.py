@@ -54,7 +54,7 @@ def build(
 def _pool(corpus: Corpus, rows: np.ndarray, seed: int, min_rows: int) -> Pool:
     return Pool(
         size=len(rows),
-        labels=corpus.y[rows] if corpus.task == "classification" else None,
+        labels=corpus.y[rows] if corpus.labelled else None,
         owners=corpus.clients[rows] if corpus.clients is not None else None,
         min_rows=min_rows,
         rng=seeds.numpy_generator(seed, "partition"),

@@ -21,10 +21,12 @@ def check(corpus: Corpus) -> None:
             _fail(corpus, f"has {rows} rows in x but {len(column)} in {name}")
         if column is not None and name != "y" and column.ndim != 1:
             _fail(corpus, f"has {name} of shape {column.shape}; give one value per row")
-    if corpus.task == "classification":
+    _check_values(corpus, "x", corpus.x)
+    _check_values(corpus, "y", corpus.y)
+    if corpus.labelled:
         _check_classes(corpus)
-    elif corpus.x.dtype != np.uint8 or corpus.y.dtype != np.uint8 or corpus.x.shape != corpus.y.shape:
-        _fail(corpus, f"has x of {corpus.x.dtype} and y of {corpus.y.dtype}; next-token needs two uint8 [N, L]")
+    if corpus.vocabulary is not None:
+        _check_tokens(corpus, corpus.vocabulary)
     if corpus.groups is not None and corpus.groups.dtype.kind not in "iuU":
         _fail(corpus, f"has groups of type {corpus.groups.dtype}; give integers or texts")
     if corpus.groups is None and corpus.group_name:
@@ -35,16 +37,43 @@ def check(corpus: Corpus) -> None:
         _check_clients(corpus, corpus.clients)
 
 
-def _check_classes(corpus: Corpus) -> None:
-    if corpus.x.dtype != np.float32:
-        _fail(corpus, f"has x of type {corpus.x.dtype}; give float32")
-    if corpus.y.dtype != np.int64 or corpus.y.ndim != 1:
-        _fail(corpus, f"has y of type {corpus.y.dtype} and shape {corpus.y.shape}; give one int64 class per row")
-    if corpus.y.min() < 0 or corpus.y.max() >= len(corpus.classes):
-        _fail(corpus, f"has classes {corpus.y.min()} to {corpus.y.max()} in y but names {len(corpus.classes)}")
-    finite = np.isfinite(corpus.x.reshape(len(corpus), -1).sum(axis=1, dtype=np.float64))
+def _check_values(corpus: Corpus, name: str, values: np.ndarray) -> None:
+    """Numbers are float32 and finite, or whole."""
+    if values.dtype.kind in "iu":
+        return
+    if values.dtype != np.float32:
+        _fail(corpus, f"has {name} of type {values.dtype}; give float32, or integers")
+    finite = np.isfinite(values.reshape(len(corpus), -1).sum(axis=1, dtype=np.float64))
     if not finite.all():
-        _fail(corpus, f"has a value in row {int(np.argmin(finite))} of x that is not finite")
+        row = int(np.argmin(finite))
+        _fail(corpus, f"has a value in row {row} of {name} that is not finite{_owner(corpus, row)}")
+
+
+def _check_classes(corpus: Corpus) -> None:
+    if corpus.y.dtype != np.int64:
+        _fail(corpus, f"has y of type {corpus.y.dtype}; give one int64 class per row")
+    odd = (corpus.y < 0) | (corpus.y >= len(corpus.classes))
+    if odd.any():
+        row, text = int(np.argmax(odd)), f"has classes {corpus.y.min()} to {corpus.y.max()} in y but names "
+        where = f"; the first beyond is in row {row}{_owner(corpus, row)}"
+        _fail(corpus, f"{text}{len(corpus.classes)}{where}")
+
+
+def _check_tokens(corpus: Corpus, vocabulary: int) -> None:
+    flat = corpus.x.reshape(len(corpus), -1)
+    if corpus.x.dtype.kind not in "iu":
+        _fail(corpus, f"has a vocabulary and x of type {corpus.x.dtype}; give integers")
+    if flat.size and (flat.min() < 0 or flat.max() >= vocabulary):
+        row = int(np.argmax(((flat < 0) | (flat >= vocabulary)).any(axis=1)))
+        text = f"has tokens {flat.min()} to {flat.max()} and a vocabulary of {vocabulary}"
+        _fail(corpus, f"{text}; the first beyond is in row {row}{_owner(corpus, row)}")
+
+
+def _owner(corpus: Corpus, row: int) -> str:
+    """Whose a row is, where it is known."""
+    if corpus.clients is None or not 0 <= corpus.clients[row] < len(corpus.client_names):
+        return ""
+    return f", of client {corpus.client_names[corpus.clients[row]]!r}"
 
 
 def _check_clients(corpus: Corpus, clients: np.ndarray) -> None:

@@ -4,14 +4,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from fedsim.errors import DataError
 from fedsim.machine import user_cache
 
-Task = Literal["classification", "next-token"]
+PREDICTS_NEXT = frozenset({"next-token", "generation"})
+"""Tasks whose models give an output for every place of a text, made of what stands before it."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class Corpus:
 
     Attributes:
         name: as in scenarios.
-        task: what is learned from it.
-        x: [N, ...] inputs as the model takes them: float32 (images [N, channels, height, width], features
-            [N, F]) or, for next-token tasks, uint8 windows [N, L].
-        y: [N] int64 classes, or [N, L] uint8 targets.
-        classes: names of the classes; for next-token tasks the 256 byte values.
+        task: what is learned from it: one of `fedsim.tasks`, or a user's own `file.py:name`.
+        x: [N, ...] inputs as the model takes them: float32 (images [N, channels, height, width], features [N, F],
+            series [N, T, F]) or tokens [N, L] of any integer type.
+        y: [N, ...] targets as the task takes them: int64 classes [N], bytes [N, L], float32 numbers.
+        classes: names of the classes; for next-token tasks the 256 byte values; none where rows have none.
         preprocessing: what was done to raw values, enough to do it again to new ones; under "fitted_on_rows" whether
             numbers for it were taken from the rows, which privacy does not cover.
         clients: [N] natural client of every row as index into `client_names`, where the set has one.
@@ -32,10 +33,11 @@ class Corpus:
         groups: [N] the person (or other unit) a row belongs to; rows of a group stay in one part.
         group_name: what a group is called, such as "patient_id"; "group" where it is not said.
         own_test: [N] bool, rows of the test set that the corpus itself defines.
+        vocabulary: how many tokens there are, where rows are tokens and no bytes.
     """
 
     name: str
-    task: Task
+    task: str
     x: np.ndarray
     y: np.ndarray
     classes: Sequence[str]
@@ -45,9 +47,20 @@ class Corpus:
     groups: np.ndarray | None = None
     group_name: str = ""
     own_test: np.ndarray | None = None
+    vocabulary: int | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every row has one class."""
+        return labelled(self.classes, self.y)
 
     def __len__(self) -> int:
         return len(self.x)
+
+
+def labelled(classes: Sequence[str], y: np.ndarray) -> bool:
+    """Whether targets are one of these classes a row."""
+    return len(classes) > 0 and y.ndim == 1 and y.dtype.kind in "iu"
 
 
 @dataclass(frozen=True)

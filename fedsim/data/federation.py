@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from fedsim.data.corpus import Corpus, Task
+from fedsim.data.corpus import Corpus, labelled
 from fedsim.errors import DataError
 
 Part = Literal["train", "validation", "test"]
@@ -54,7 +54,7 @@ class Federation:
         groups: [N] number of the person (or other unit) that a row belongs to, alike at all clients; None where rows
             have none.
         group_name: what a group is called; empty where there is none.
-        task, classes, preprocessing: from the corpus.
+        task, classes, preprocessing, vocabulary: from the corpus.
         source: (client, start, stop) -> its rows from one place to another; None where they are in x and y.
         numbers: [K] by which `source` knows clients; None where it counts as the federation does.
         known_digest: of a source's rows, which nobody reads all; else None.
@@ -68,7 +68,7 @@ class Federation:
     central: Mapping[CentralPart, Rows]
     names: Sequence[str]
     corpus: str
-    task: Task
+    task: str
     classes: Sequence[str]
     preprocessing: Mapping[str, Any]
     groups: np.ndarray | None = None
@@ -76,6 +76,12 @@ class Federation:
     source: Callable[[int, int, int], Rows] | None = None
     numbers: np.ndarray | None = None
     known_digest: str | None = None
+    vocabulary: int | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every row has one class."""
+        return labelled(self.classes, self.y)
 
     @property
     def clients(self) -> int:
@@ -228,6 +234,7 @@ def federate(
         preprocessing=corpus.preprocessing,
         groups=np.unique(corpus.groups, return_inverse=True)[1][order] if corpus.groups is not None else None,
         group_name=corpus.group_name or "group" if corpus.groups is not None else "",
+        vocabulary=corpus.vocabulary,
     )
 
 

@@ -23,7 +23,7 @@ class Pool(NamedTuple):
 
     Attributes:
         size: n, how many.
-        labels: [n] class of every row, None where rows have none (next-token).
+        labels: [n] class of every row, None where rows have none.
         owners: [n] natural client of every row, None where the corpus has none.
         min_rows: that every client must get; 0 allows empty clients.
         rng: from `seeds`.
@@ -239,7 +239,7 @@ def _at_least(key: str, value: int, least: int) -> None:
 def _labels(pool: Pool, kind: str) -> np.ndarray:
     if pool.labels is None:
         raise ScenarioError(
-            f"data.partition.kind = {kind!r} needs a class for every row, and next-token data have none; use iid, "
+            f"data.partition.kind = {kind!r} needs a class for every row, and these data have none; use iid, "
             "quantity or natural"
         )
     return pool.labels

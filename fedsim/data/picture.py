@@ -174,7 +174,7 @@ def _sizes(federation: Federation) -> np.ndarray:
 
 def _label_counts(federation: Federation) -> np.ndarray | None:
     """[K, classes] rows of every client and class, None where rows have no class."""
-    if federation.task != "classification":
+    if not federation.labelled:
         return None
     owner = np.repeat(np.arange(federation.clients), np.diff(federation.offsets))
     shape = federation.clients, len(federation.classes)

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsim import seeds
 from fedsim.data.check import check
-from fedsim.data.corpus import Corpus, Task
+from fedsim.data.corpus import Corpus
 from fedsim.data.federation import CentralPart, Federation, Numbered, Rows
 from fedsim.data.split import halves
 from fedsim.errors import DataError, ScenarioError, one_line
@@ -40,7 +40,7 @@ class Population:
     """
 
     name: str
-    task: Task
+    task: str
     sizes: np.ndarray
     rows: Callable[[int], Rows]
     classes: Sequence[str]

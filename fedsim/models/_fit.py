@@ -1,18 +1,19 @@
 """Whether a family of models fits the data: one clear line where it does not."""
 
-from fedsim.data.corpus import Task
+from fedsim.data.corpus import PREDICTS_NEXT
 from fedsim.errors import ModelError
 
 _MOST_LAYERS = 200
 
 
-def only_classifies(model: str, task: Task) -> None:
-    """Refuse next-token prediction."""
-    if task == "next-token":
-        raise ModelError(f"model {model!r} classifies and cannot predict the next byte; use lstm or transformer")
+def one_output_a_row(model: str, task: str) -> None:
+    """Refuse the prediction of what is next at every place."""
+    if task in PREDICTS_NEXT:
+        text = "gives one output a row and cannot predict the next byte; use lstm or transformer"
+        raise ModelError(f"model {model!r} {text}")
 
 
-def sequence(model: str, shape: tuple[int, ...], task: Task) -> int | None:
+def sequence(model: str, shape: tuple[int, ...], task: str) -> int | None:
     """The features of a step for rows of float vectors [T, F], None for rows of tokens [L].
 
     Raises:
@@ -20,7 +21,7 @@ def sequence(model: str, shape: tuple[int, ...], task: Task) -> int | None:
     """
     if len(shape) not in (1, 2):
         raise ModelError(f"model {model!r} takes rows [L] of tokens or [T, F] of floats, not {list(shape)}; use cnn")
-    if len(shape) == 2 and task == "next-token":
+    if len(shape) == 2 and task in PREDICTS_NEXT:
         raise ModelError(f"model {model!r} predicts the next of rows [L] of bytes, not of rows {list(shape)}")
     return shape[1] if len(shape) == 2 else None
 

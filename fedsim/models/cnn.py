@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsim.data.corpus import Task
 from fedsim.errors import ModelError
-from fedsim.models._fit import at_least_one, only_classifies
+from fedsim.models._fit import at_least_one, one_output_a_row
 
 Preset = Literal["small", "32-64-128", "mcmahan"]
 Norm = Literal["none", "group", "batch"]
@@ -43,8 +42,8 @@ _PRESETS: dict[Preset, Design] = {
 
 def cnn(
     shape: tuple[int, ...],
-    classes: int,
-    task: Task,
+    outputs: int,
+    task: str,
     *,
     preset: Preset = "small",
     channels: tuple[int, ...] | None = None,
@@ -57,7 +56,7 @@ def cnn(
 
     Args:
         shape: of one row, (channels, height, width).
-        classes: outputs C.
+        outputs: values that it gives for every row: C logits, or as many numbers as a target has.
         task: classification only.
         preset: "small" (16-16), "32-64-128" or "mcmahan"; the keys below replace what it sets.
         channels: of each stage; a stage halves height and width.
@@ -69,7 +68,7 @@ def cnn(
     Raises:
         ModelError: rows are no images, images are too small for the stages, or a size is impossible.
     """
-    only_classifies("cnn", task)
+    one_output_a_row("cnn", task)
     given: dict[str, Any] = {
         "channels": channels,
         "kernel": kernel,
@@ -79,7 +78,7 @@ def cnn(
     }
     design = _PRESETS[preset]._replace(**{key: value for key, value in given.items() if value is not None})
     _check(shape, design)
-    return CNN((shape[0], shape[1], shape[2]), design, classes)
+    return CNN((shape[0], shape[1], shape[2]), design, outputs)
 
 
 def _check(shape: tuple[int, ...], design: Design) -> None:
@@ -97,11 +96,11 @@ def _check(shape: tuple[int, ...], design: Design) -> None:
 
 
 class CNN(nn.Module):
-    """Images [B, channels, height, width] to logits [B, classes]."""
+    """Images [B, channels, height, width] to logits [B, outputs]."""
 
     any_layout = True  # see `fedsim.images`
 
-    def __init__(self, image: tuple[int, int, int], design: Design, classes: int) -> None:
+    def __init__(self, image: tuple[int, int, int], design: Design, outputs: int) -> None:
         super().__init__()
         stages = list(pairwise((image[0], *design.channels)))
         self.convolutions = nn.ModuleList(
@@ -111,7 +110,7 @@ class CNN(nn.Module):
         self.activation = torch.relu if design.activation == "relu" else torch.tanh
         width = design.channels[-1] * (image[1] >> len(stages)) * (image[2] >> len(stages))
         self.dense = nn.Linear(width, design.dense) if design.dense else None
-        self.head = nn.Linear(design.dense or width, classes)
+        self.head = nn.Linear(design.dense or width, outputs)
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees: [B, dense] or, without a dense layer, all pooled channels."""
@@ -121,7 +120,7 @@ class CNN(nn.Module):
         return x if self.dense is None else self.activation(self.dense(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes]."""
+        """Logits [B, outputs]."""
         logits: Tensor = self.head(self.features(x))
         return logits
 

@@ -6,39 +6,38 @@ For the strategy `constant`, which counts its logits; they start at 0, where all
 import torch
 from torch import Tensor, nn
 
-from fedsim.data.corpus import Task
 from fedsim.errors import ModelError
 
 BYTES = 256
 
 
-def constant(shape: tuple[int, ...], classes: int, task: Task) -> nn.Module:
+def constant(shape: tuple[int, ...], outputs: int, task: str) -> nn.Module:
     """Logits that depend on no input, or on the previous byte alone.
 
     Args:
         shape: of one row.
-        classes: outputs C.
+        outputs: values that it gives for every row, or for every place.
         task: "classification" has logits [C], "next-token" [256, 256].
 
     Raises:
         ModelError: the next of rows that are not bytes is asked for.
     """
     if task == "classification":
-        return Constant(classes)
+        return Constant(outputs)
     if len(shape) != 1:
         raise ModelError(f"model 'constant' predicts the next of rows [L] of bytes, not of rows {list(shape)}")
     return Bigram()
 
 
 class Constant(nn.Module):
-    """Rows [B, ...] to the same logits [B, classes]."""
+    """Rows [B, ...] to the same logits [B, outputs]."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.zeros(classes))
+        self.logits = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes]."""
+        """Logits [B, outputs]."""
         return self.logits.expand(len(x), -1)
 
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from fedsim.data.corpus import Task
+from fedsim.data.corpus import PREDICTS_NEXT
 from fedsim.models._fit import at_least_one, not_too_many, sequence
 
 Preset = Literal["128-128"]
@@ -27,8 +27,8 @@ _PRESETS: dict[Preset, Sizes] = {"128-128": Sizes(128, 2, 8)}
 
 def lstm(
     shape: tuple[int, ...],
-    classes: int,
-    task: Task,
+    outputs: int,
+    task: str,
     *,
     preset: Preset = "128-128",
     width: int | None = None,
@@ -40,7 +40,7 @@ def lstm(
 
     Args:
         shape: of one row: (L,) tokens, or (T, F) floats for classification.
-        classes: outputs C.
+        outputs: values that it gives for every row, or for every place.
         task: "next-token" gives logits at every place, "classification" one row of them.
         preset: "128-128"; the keys below replace its sizes.
         width: of each layer.
@@ -58,17 +58,18 @@ def lstm(
     at_least_one("lstm", vocabulary=vocabulary, **sizes._asdict())
     not_too_many("lstm", "layers", sizes.layers)
     embed = nn.Embedding(vocabulary, sizes.embedding) if features is None else nn.Identity()
-    return LSTM(embed, features or sizes.embedding, sizes.width, sizes.layers, classes, pooled=task == "classification")
+    pooled = task not in PREDICTS_NEXT
+    return LSTM(embed, features or sizes.embedding, sizes.width, sizes.layers, outputs, pooled=pooled)
 
 
 class LSTM(nn.Module):
-    """Sequences [B, L] or [B, T, F] to logits [B, L, classes], or pooled [B, classes]."""
+    """Sequences [B, L] or [B, T, F] to logits [B, L, outputs], or pooled [B, outputs]."""
 
-    def __init__(self, embed: nn.Module, inputs: int, width: int, layers: int, classes: int, *, pooled: bool) -> None:
+    def __init__(self, embed: nn.Module, inputs: int, width: int, layers: int, outputs: int, *, pooled: bool) -> None:
         super().__init__()
         self.embed = embed
         self.lstm = nn.LSTM(inputs, width, layers, batch_first=True)
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Linear(width, outputs)
         self.pooled = pooled
 
     def features(self, x: Tensor) -> Tensor:
@@ -77,6 +78,6 @@ class LSTM(nn.Module):
         return steps.mean(1) if self.pooled else steps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, L, classes], or [B, classes]."""
+        """Logits [B, L, outputs], or [B, outputs]."""
         logits: Tensor = self.head(self.features(x))
         return logits

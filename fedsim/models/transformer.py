@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsim.data.corpus import Task
+from fedsim.data.corpus import PREDICTS_NEXT
 from fedsim.errors import ModelError
 from fedsim.models._fit import at_least_one, not_too_many, sequence
 
@@ -31,8 +31,8 @@ _PRESETS: dict[Preset, Sizes] = {"small": Sizes(64, 2, 4)}
 
 def transformer(
     shape: tuple[int, ...],
-    classes: int,
-    task: Task,
+    outputs: int,
+    task: str,
     *,
     preset: Preset = "small",
     width: int | None = None,
@@ -45,7 +45,7 @@ def transformer(
 
     Args:
         shape: of one row: (L,) tokens, or (T, F) floats for classification.
-        classes: outputs C.
+        outputs: values that it gives for every row, or for every place.
         task: "next-token" gives logits at every place, "classification" one row of them.
         preset: "small" (width 64, 2 layers, 4 heads); the keys below replace its sizes.
         width: of the residual stream, a multiple of `heads`.
@@ -68,21 +68,21 @@ def transformer(
     if not 0 <= dropout < 1:
         raise ModelError(f"model 'transformer': dropout = {dropout} should be at least 0 and below 1")
     embed = _embedding(vocabulary, sizes.width) if features is None else nn.Linear(features, sizes.width)
-    return Transformer(embed, shape[0], sizes, classes, dropout, causal=task == "next-token")
+    return Transformer(embed, shape[0], sizes, outputs, dropout, causal=task in PREDICTS_NEXT)
 
 
 class Transformer(nn.Module):
-    """Sequences [B, L] or [B, T, F] to logits [B, L, classes] (causal), or [B, classes] (pooled)."""
+    """Sequences [B, L] or [B, T, F] to logits [B, L, outputs] (causal), or [B, outputs] (pooled)."""
 
     def __init__(
-        self, embed: nn.Module, length: int, sizes: Sizes, classes: int, dropout: float, *, causal: bool
+        self, embed: nn.Module, length: int, sizes: Sizes, outputs: int, dropout: float, *, causal: bool
     ) -> None:
         super().__init__()
         self.embed = embed
         self.positions = _embedding(length, sizes.width)
         self.blocks = nn.ModuleList(Block(sizes.width, sizes.heads, dropout, causal) for _ in range(sizes.layers))
         self.norm = nn.LayerNorm(sizes.width)
-        self.head = nn.Linear(sizes.width, classes)
+        self.head = nn.Linear(sizes.width, outputs)
         self.causal = causal
 
     def features(self, x: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Transformer(nn.Module):
         return normed if self.causal else normed.mean(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, L, classes], or [B, classes]."""
+        """Logits [B, L, outputs], or [B, outputs]."""
         logits: Tensor = self.head(self.features(x))
         return logits
 

@@ -84,12 +84,20 @@ def test_small_natural_clients_are_left_out_and_counted(corpus: Corpus, caplog: 
         build(natural, 1, {"kind": "natural"}, min_rows=5000)
 
 
+OWNED: dict[str, Any] = {"clients": np.ones(1797, dtype=int), "client_names": ("a", "b")}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"y": np.zeros(3, dtype=np.int64)}, "has 1797 rows in x but 3 in y"),
         ({"y": np.zeros(1797, dtype=np.int32)}, "y of type int32"),
-        ({"y": np.full(1797, 10)}, "has classes 10 to 10 in y but names 10"),
+        ({"y": np.full(1797, 10)}, "has classes 10 to 10 in y but names 10; the first beyond is in row 0"),
+        ({"vocabulary": 7}, "a vocabulary and x of type float32"),
+        (
+            {"x": np.full((1797, 2), 7), "vocabulary": 7, **OWNED},
+            "has tokens 7 to 7 and a vocabulary of 7; the first beyond is in row 0, of client 'b'",
+        ),
         ({"x": np.zeros((1797, 4))}, "x of type float64"),
         ({"x": np.zeros((0, 4), dtype=np.float32)}, "has no rows"),
         (
@@ -102,7 +110,6 @@ def test_small_natural_clients_are_left_out_and_counted(corpus: Corpus, caplog: 
         ({"groups": np.zeros(1797)}, "groups of type float64"),
         ({"group_name": "person"}, "names its groups 'person' but has none"),
         ({"own_test": np.zeros(1797, dtype=int)}, "own_test of type int64"),
-        ({"task": "next-token"}, "next-token needs two uint8"),
     ],
 )
 def test_an_unsound_corpus_is_refused(corpus: Corpus, changes: dict[str, Any], message: str) -> None:

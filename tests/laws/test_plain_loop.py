@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedsim import seeds
-from fedsim.data.corpus import Corpus, Folders, Task
+from fedsim.data.corpus import Corpus, Folders
 from fedsim.job import Job
 from fedsim.models.transformer import transformer
 from fedsim.privacy.batches import poisson_batch
@@ -48,7 +48,7 @@ def this_text(folders: Folders) -> Corpus:
     return Corpus("this file", "next-token", text[:, :-1].copy(), text[:, 1:].copy(), names)
 
 
-def precise_transformer(shape: tuple[int, ...], classes: int, task: Task) -> nn.Module:
+def precise_transformer(shape: tuple[int, ...], classes: int, task: str) -> nn.Module:
     """In float64: Adam blows up the rounding of gradients that should be 0, such as that of attention's key bias."""
     return transformer(shape, classes, task, width=16, layers=2, heads=2).double()
 

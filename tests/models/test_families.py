@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim.data.corpus import Task
 from fedsim.errors import FedsimError, ModelError, ScenarioError
-from fedsim.model import make_model
+from fedsim.model import Known, make_model
 from fedsim.parameters import FlatModule, Weights, from_record, layout_of, to_record
 
-CASES: list[tuple[str, tuple[int, ...], int, Task, dict[str, Any]]] = [
+CASES: list[tuple[str, tuple[int, ...], int, str, dict[str, Any]]] = [
     ("mlp", (1, 8, 8), 10, "classification", {}),
     ("mlp", (14,), 2, "classification", {"hidden": []}),
     ("cnn", (1, 8, 8), 10, "classification", {}),
@@ -27,8 +26,8 @@ CASES: list[tuple[str, tuple[int, ...], int, Task, dict[str, Any]]] = [
 ]
 
 
-def build(name: str, shape: tuple[int, ...], classes: int, task: Task, settings: dict[str, Any]) -> nn.Module:
-    return make_model(name, settings, shape, classes, task, Path(), seed=1)
+def build(name: str, shape: tuple[int, ...], classes: int, task: str, settings: dict[str, Any]) -> nn.Module:
+    return make_model(name, settings, Known(shape, classes, task), Path(), seed=1)
 
 
 def rows(name: str, shape: tuple[int, ...], count: int = 3) -> Tensor:
@@ -60,7 +59,7 @@ def test_presets_have_the_published_sizes(
 
 @pytest.mark.parametrize(("name", "shape", "classes", "task", "settings"), CASES)
 def test_outputs_have_the_shape_of_the_task(
-    name: str, shape: tuple[int, ...], classes: int, task: Task, settings: dict[str, Any]
+    name: str, shape: tuple[int, ...], classes: int, task: str, settings: dict[str, Any]
 ) -> None:
     output = build(name, shape, classes, task, settings)(rows(name, shape))
     assert output.shape == ((3, *shape, classes) if task == "next-token" else (3, classes))
@@ -68,7 +67,7 @@ def test_outputs_have_the_shape_of_the_task(
 
 @pytest.mark.parametrize(("name", "shape", "classes", "task", "settings"), CASES)
 def test_the_head_alone_stands_between_features_and_logits(
-    name: str, shape: tuple[int, ...], classes: int, task: Task, settings: dict[str, Any]
+    name: str, shape: tuple[int, ...], classes: int, task: str, settings: dict[str, Any]
 ) -> None:
     """FedRep's pattern "head.*" and MOON's features hold for every family."""
     module: Any = build(name, shape, classes, task, settings).eval()
@@ -105,7 +104,7 @@ def test_classes_depend_on_every_byte_and_on_their_order(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "shape", "classes", "task", "settings"), CASES)
 def test_first_values_depend_on_the_seed_alone(
-    name: str, shape: tuple[int, ...], classes: int, task: Task, settings: dict[str, Any]
+    name: str, shape: tuple[int, ...], classes: int, task: str, settings: dict[str, Any]
 ) -> None:
     """Not on what was drawn before, and building draws nothing from the caller's generator."""
     first = FlatModule(build(name, shape, classes, task, settings)).vector
@@ -113,13 +112,13 @@ def test_first_values_depend_on_the_seed_alone(
     state = torch.random.get_rng_state()
     assert torch.equal(FlatModule(build(name, shape, classes, task, settings)).vector, first)
     assert torch.equal(torch.random.get_rng_state(), state)
-    other = make_model(name, settings, shape, classes, task, Path(), seed=2)
+    other = make_model(name, settings, Known(shape, classes, task), Path(), seed=2)
     assert not torch.equal(FlatModule(other).vector, first)
 
 
 @pytest.mark.parametrize(("name", "shape", "classes", "task", "settings"), CASES)
 def test_a_model_survives_the_flat_vector_and_the_wire(
-    name: str, shape: tuple[int, ...], classes: int, task: Task, settings: dict[str, Any]
+    name: str, shape: tuple[int, ...], classes: int, task: str, settings: dict[str, Any]
 ) -> None:
     """Forward, backward and an update in place on one vector; then the same outputs from another module."""
     x = rows(name, shape)
@@ -132,7 +131,7 @@ def test_a_model_survives_the_flat_vector_and_the_wire(
     flat.vector.sub_(flat.gradient, alpha=1e-3)
     flat.check()
     received = from_record(flat.layout, to_record(flat.layout, Weights(flat.vector, flat.buffers)))
-    other = FlatModule(make_model(name, settings, shape, classes, task, Path(), seed=2).eval())
+    other = FlatModule(make_model(name, settings, Known(shape, classes, task), Path(), seed=2).eval())
     other.load(received)
     assert torch.equal(other.module(x), flat.module(x))
     assert not torch.equal(other.module(x), expected)
@@ -141,7 +140,7 @@ def test_a_model_survives_the_flat_vector_and_the_wire(
 @pytest.mark.parametrize(
     ("name", "shape", "task", "settings", "message"),
     [
-        ("mlp", (79,), "next-token", {}, "model 'mlp' classifies and cannot predict the next byte; use lstm or trans"),
+        ("mlp", (79,), "next-token", {}, "model 'mlp' gives one output a row and cannot predict the next byte; use lstm"),
         ("cnn", (79,), "next-token", {}, "use lstm or transformer"),
         ("cnn", (14,), "classification", {}, r"takes images \[channels, height, width\], not rows \[14\]; use mlp"),
         ("cnn", (1, 3, 8), "classification", {}, "2 poolings need images of at least 4x4, these are 3x8"),
@@ -155,7 +154,7 @@ def test_a_model_survives_the_flat_vector_and_the_wire(
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
-    name: str, shape: tuple[int, ...], task: Task, settings: dict[str, Any], message: str
+    name: str, shape: tuple[int, ...], task: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message) as error:
         build(name, shape, 10, task, settings)

@@ -8,7 +8,7 @@ import torch
 
 from fedsim.errors import ModelError
 from fedsim.job import Job
-from fedsim.model import make_model
+from fedsim.model import Known, make_model
 from tests import small
 
 TEXT: small.Changes = {
@@ -45,8 +45,8 @@ def test_constant_knows_the_frequency_of_every_byte_after_every_other(tmp_path: 
 
 def test_the_model_looks_at_no_row_but_for_the_byte_before() -> None:
     images, text = torch.randn(3, 1, 8, 8), torch.tensor([list(b"abab"), list(b"bbba")])
-    classifier = make_model("constant", {}, (1, 8, 8), 10, "classification", Path(), seed=1)
-    bigram = make_model("constant", {}, (4,), 256, "next-token", Path(), seed=1)
+    classifier = make_model("constant", {}, Known((1, 8, 8), 10, "classification"), Path(), seed=1)
+    bigram = make_model("constant", {}, Known((4,), 256, "next-token"), Path(), seed=1)
     with torch.no_grad():
         for model in (classifier, bigram):
             next(model.parameters()).normal_(generator=torch.Generator().manual_seed(0))
@@ -59,4 +59,4 @@ def test_the_model_looks_at_no_row_but_for_the_byte_before() -> None:
 
 def test_the_next_of_floats_is_not_counted() -> None:
     with pytest.raises(ModelError, match=r"rows \[L\] of bytes, not of rows \[9, 5\]"):
-        make_model("constant", {}, (9, 5), 256, "next-token", Path(), seed=1)
+        make_model("constant", {}, Known((9, 5), 256, "next-token"), Path(), seed=1)
