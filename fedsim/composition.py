@@ -23,8 +23,9 @@ from fedsim.errors import ScenarioError
 from fedsim.parameters import Layout, Slot
 from fedsim.privacy import forms
 from fedsim.privacy.plan import Level
-from fedsim.scenario import Named, Scenario
-from fedsim.scenario import Strategy as Table
+from fedsim.scenario import Scenario
+from fedsim.tables import Named
+from fedsim.tables import Strategy as Table
 
 
 def algorithm_of(scenario: Scenario) -> Algorithm:

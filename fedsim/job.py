@@ -34,7 +34,8 @@ from fedsim.privacy.levels import plan_client, plan_example, plan_local
 from fedsim.privacy.plan import Plan
 from fedsim.privacy.requests import AdaptiveClipping, ClientPrivacy, ExamplePrivacy, LocalPrivacy
 from fedsim.problem import Problem, problem_for
-from fedsim.scenario import Engine, Scenario
+from fedsim.scenario import Scenario
+from fedsim.tables import Engine
 
 ModelSource = str | Callable[..., nn.Module]
 CorpusSource = Callable[[Folders], Corpus | Population]

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedsim.scenario import Train
+from fedsim.tables import Train
 
 
 class Optimizer(Protocol):

@@ -12,7 +12,8 @@ from fedsim.evaluation import better, check_choosing, default_metric
 from fedsim.job import named
 from fedsim.problem import Problem
 from fedsim.records import ClientRow
-from fedsim.scenario import Cohort, Scenario
+from fedsim.scenario import Scenario
+from fedsim.tables import Cohort
 
 ADVICE = "Lower train.learning_rate or set train.clip."
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedsim.algorithm import Correction
 from fedsim.optimizers import make_optimizer
-from fedsim.scenario import Train
+from fedsim.tables import Train
 
 Sloped = tuple[Tensor, Tensor | None]
 """A gradient, [D] or [C, D], and which slots [C] of a stack take no step (bool); None where all do."""

@@ -20,7 +20,7 @@ from fedsim.data.build import build
 from fedsim.data.corpus import Corpus
 from fedsim.data.federation import Federation
 from fedsim.errors import ScenarioError
-from fedsim.scenario import Attack
+from fedsim.tables import Attack
 
 BRIGHT = 2.5
 """The brightest pixel of `images`, as after normalising."""

@@ -207,6 +207,7 @@ def test_rows_that_a_task_cannot_use_are_refused(problem: Problem, x: np.ndarray
 def test_a_users_task_is_a_file(tmp_path: Path) -> None:
     """Its function is given what it has parameters for."""
     (tmp_path / "own.py").write_text("def task(inputs, targets):\n    return inputs, targets\n")
-    assert problem_for("own.py:task", (), (3, 2), (5,), tmp_path) == ((3, 2), (5,))
+    made: object = problem_for("own.py:task", (), (3, 2), (5,), tmp_path)
+    assert made == ((3, 2), (5,))
     with pytest.raises(ScenarioError, match="Did you mean next-token"):
         problem_for("next-tokens", ())

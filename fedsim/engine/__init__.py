@@ -13,9 +13,9 @@ from fedsim.errors import ScenarioError
 from fedsim.grid import SimulatedGrid
 from fedsim.job import Job, check_workers
 from fedsim.machine import cores
-from fedsim.scenario import Engine as Settings
 from fedsim.signals import deferred
 from fedsim.states import ClientStates
+from fedsim.tables import Engine as Settings
 
 os.environ.update({**MEMORY, **QUIET, **os.environ})  # before Ray is loaded; what the user has set stays
 

@@ -11,7 +11,7 @@ import ray
 from fedsim.engine.schedule import ATTEMPTS, Queue
 from fedsim.errors import FedsimError
 from fedsim.grid import Begun, ChunkResult
-from fedsim.scenario import Engine as Settings
+from fedsim.tables import Engine as Settings
 
 GRACE_SECONDS = 60.0
 """Beyond its clients' time limits, after which a worker counts as stuck in native code."""

@@ -26,9 +26,9 @@ from fedsim.environment import numerics
 from fedsim.errors import FedsimError, ScenarioError, one_line
 from fedsim.grid import Begun, Chunk, SimulatedGrid, client_number, setting
 from fedsim.job import Job
-from fedsim.scenario import Engine as Settings
 from fedsim.signals import deferred
 from fedsim.states import ClientStates
+from fedsim.tables import Engine as Settings
 from fedsim.worker import PARTS
 
 

@@ -19,7 +19,7 @@ from fedsim.engine.cluster import at_hand, check_alike, own_code
 from fedsim.environment import numerics
 from fedsim.errors import ScenarioError
 from fedsim.local import Work
-from fedsim.scenario import Engine
+from fedsim.tables import Engine
 from tests import small
 
 ROOT = Path(__file__).resolve().parents[2]

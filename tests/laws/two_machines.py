@@ -17,8 +17,8 @@ from fedsim.engine.ray import RayEngine, alone  # before Ray, whose environment 
 from fedsim.progress import Silent
 from fedsim.records import RoundRecord
 from fedsim.rounds import run_job
-from fedsim.scenario import Engine
 from fedsim.summary import Result
+from fedsim.tables import Engine
 from tests import small
 
 import ray  # isort: skip

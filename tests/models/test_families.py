@@ -140,7 +140,7 @@ def test_a_model_survives_the_flat_vector_and_the_wire(
 @pytest.mark.parametrize(
     ("name", "shape", "task", "settings", "message"),
     [
-        ("mlp", (79,), "next-token", {}, "model 'mlp' gives one output a row and cannot predict the next byte; use lstm"),
+        ("mlp", (79,), "next-token", {}, "model 'mlp' gives one output a row and cannot predict the next byte"),
         ("cnn", (79,), "next-token", {}, "use lstm or transformer"),
         ("cnn", (14,), "classification", {}, r"takes images \[channels, height, width\], not rows \[14\]; use mlp"),
         ("cnn", (1, 3, 8), "classification", {}, "2 poolings need images of at least 4x4, these are 3x8"),

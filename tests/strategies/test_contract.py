@@ -20,8 +20,8 @@ from fedsim.data.federation import Rows
 from fedsim.errors import ClientError, ScenarioError
 from fedsim.local import Received, Work
 from fedsim.parameters import Weights, from_record
-from fedsim.scenario import Cohort
 from fedsim.strategies.ditto import ditto
+from fedsim.tables import Cohort
 from tests.privacy.test_uploads import check_normal
 from tests.strategies.exchange import CLIENTS, NAMES, Parts, Server, job, of, parted, uploads, work
 
