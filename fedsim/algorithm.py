@@ -40,7 +40,7 @@ LossTerm = Callable[[nn.Module, Batch], Tensor]
 
 
 class Trained(NamedTuple):
-    """What `train` returns: parameters [D], number of steps, the sum of effective step sizes, buffers [E].
+    """What `train` returns, in new memory: parameters [D], steps, the sum of effective step sizes, buffers [E].
 
     Of a stack: parameters [C, D], steps and step sizes [C, 1], buffers [C, E].
     """
@@ -262,7 +262,7 @@ def copy_of_model(params: Tensor, population: int) -> Tensor:
 
 def local_update(local: Local) -> Upload:
     """The plain client half: train from the received model and send the change."""
-    return Upload(local.train(local.received).params - local.received)
+    return Upload(local.train(local.received).params.sub_(local.received))  # in memory that the cache holds
 
 
 def add_update(server: Server, combined: Combined) -> Server:

@@ -1,9 +1,9 @@
 """The local step, compiled: `engine.compile`.
 
-A step's whole computation (forward, loss, backward, update) is traced once and made a shared library by torch's
-AOTInductor, before anything trains. The library travels with the job, so workers need no compiler and load it in
-milliseconds; one is kept per computation in the user's cache. Shapes are static: a batch of fewer rows is padded with
-its last row, whose weight is zero.
+A step's whole computation (forward, loss, backward, update), and that of a group of steps, is traced once and made a
+shared library by torch's AOTInductor, before anything trains. The library travels with the job, so workers need no
+compiler and load it in milliseconds; one is kept per computation in the user's cache. Shapes are static: a batch of
+fewer rows is padded with its last row, whose weight is zero, and steps that fill no group are taken one by one.
 """
 
 import copy
@@ -11,20 +11,20 @@ import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.fx import GraphModule
 
 from fedsim.errors import ClientError, ModelError, ScenarioError, one_line
 from fedsim.machine import processor_lines, user_cache
 from fedsim.parameters import FlatModule, Weights, views
 from fedsim.problem import Problem
+from fedsim.steps import Computation, gradient_of, longest_group, steps_of
 
 _REFUSED = "cannot be compiled; set engine.compile = false"
 _TOLERANCE = 1e-3
@@ -34,9 +34,11 @@ _OPTIONS: dict[str, Any] = {
     "compile_threads": 1,  # no processes that stay
     "cpp.vec_isa_ok": True,  # what the processor has; trying each set of instructions takes ten seconds
 }
+_MOST = 8
+"""Steps of a call: more gain little and take long to compile."""
+NOBODY: Mapping[int, int] = {}
 _LONGEST = 200
 """Characters that are kept of what torch says."""
-Computation = Callable[..., tuple[Tensor]]
 Runner = Callable[[list[Tensor]], list[Tensor]]
 
 
@@ -45,18 +47,19 @@ class Libraries(NamedTuple):
 
     Attributes:
         gradient: of the mean loss over a batch.
-        step: of plain gradient descent, in place; None where the local optimiser is another.
-        batch_size: rows of every call.
+        steps: of plain gradient descent, in place, by how many steps a call takes, most first and one last; empty
+            where the local optimiser is another.
+        batch_size: rows of every step.
     """
 
     gradient: bytes
-    step: bytes | None
+    steps: dict[int, bytes]
     batch_size: int
 
     @property
     def digest(self) -> str:
         """SHA-256: made anew, by another compiler, they may give other bits."""
-        return hashlib.sha256(self.gradient + (self.step or b"")).hexdigest()
+        return hashlib.sha256(b"".join((self.gradient, *self.steps.values()))).hexdigest()
 
 
 class Program:
@@ -69,17 +72,17 @@ class Program:
     def __init__(self, libraries: Libraries, flat: FlatModule) -> None:
         """Load what `libraries_of` made of the same model."""
         self._layout, self._constants = flat.layout, list(flat.constants.values())
-        self._size = libraries.batch_size
-        self._full = flat.vector.new_full((self._size,), 1 / self._size)
+        self._size, self._kind = libraries.batch_size, flat.vector.dtype
         self._gradient = _loaded(libraries.gradient)
-        self._step = _loaded(libraries.step) if libraries.step is not None else None
-        self.descends = self._step is not None
+        self._steps = {steps: _loaded(library) for steps, library in libraries.steps.items()}
+        self.descends = bool(self._steps)
 
     def descend(
         self,
         start: Weights,
         rate: float,
-        batches: Iterable[tuple[Tensor, Tensor]],
+        rows: tuple[Tensor, Tensor],
+        orders: Iterable[tuple[Tensor, int]],
         note: Callable[[float], None],
         observe: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
@@ -88,53 +91,93 @@ class Program:
         Args:
             start: where it begins; unchanged.
             rate: learning rate.
-            batches: inputs and targets of at most `batch_size` rows each.
-            note: is told each batch's mean loss before the next step; it may raise.
-            observe: is told every gradient [D] afterwards; the same bits, a computation more.
+            rows: inputs and targets.
+            orders: for every epoch an order of the rows, by number, and how many batches are cut of it.
+            note: is told each batch's mean loss, in order; it may raise, and what was stepped to is then lost.
+            observe: is told every gradient [D] afterwards; the same bits, a computation more. Inside a group it is
+                that at the point where single steps would be, which differs in its last digits.
 
         Returns:
             [D], a new vector.
         """
-        assert self._step is not None
         vector = start.vector.clone()
         params, fixed = views(self._layout.parameters, vector), self._fixed(start)
-        step = vector.new_tensor(rate)
-        for batch in batches:
-            gradient = self.gradient(Weights(vector, start.buffers), *batch)[0] if observe is not None else None
-            [rows] = self._blocks(*batch)
-            note(_run(self._step, [*params, *fixed, *rows, step]))
-            if observe is not None and gradient is not None:
-                observe(gradient)
+        step = torch.full((), rate, dtype=self._kind)
+        for steps, batches in self._groups(rows, *self._places(orders)):
+            before = Weights(vector.clone(), start.buffers) if observe is not None else None
+            losses = _run(self._steps[steps], [*params, *fixed, *batches, step])
+            gradients = self._path(before, steps, batches, step) if before is not None else iter(())
+            for loss in losses:
+                note(loss)
+                if observe is not None:
+                    observe(next(gradients))
         return vector
+
+    def _places(self, orders: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        """Every step's rows by number [S*B], and their weights in its mean [S*B]; both with padding."""
+        places, weights = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=self._kind)]
+        for order, batches in orders:
+            count = batches * self._size
+            padding = max(0, count - len(order))
+            places.append(torch.cat((order, order[-1:].expand(padding))) if padding else order[:count])
+            weights.append(torch.full((count,), 1 / self._size, dtype=self._kind))
+            if padding:
+                weights[-1][-self._size : -padding] = 1 / (self._size - padding)
+                weights[-1][-padding:] = 0
+        return torch.cat(places), torch.cat(weights)
+
+    def _groups(
+        self, rows: tuple[Tensor, Tensor], places: Tensor, weights: Tensor
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """How many steps a call takes, and what it takes them on: inputs, targets and weights."""
+        first = 0
+        for steps in self._steps:
+            count = steps * self._size
+            while calls := min(_MOST // steps, (len(places) - first) // count):  # several share a copy of their rows
+                block = slice(first, first + calls * count)
+                parts = *(part.index_select(0, places[block]) for part in rows), weights[block]
+                for batches in zip(*(torch.split(part, count) for part in parts), strict=True):
+                    yield steps, list(batches)
+                first = block.stop
+
+    def _path(self, start: Weights, steps: int, batches: Sequence[Tensor], rate: Tensor) -> Iterator[Tensor]:
+        """The gradient [D] before each step of a group; `start` moves along."""
+        params, fixed = views(self._layout.parameters, start.vector), self._fixed(start)
+        for batch in zip(*(each.chunk(steps) for each in batches), strict=True):
+            yield self._differentiated(start, list(batch))[0]
+            _run(self._steps[1], [*params, *fixed, *batch, rate])
 
     def gradient(self, at: Weights, inputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         """The gradient [D] of the mean loss over any number of rows, in new memory, and that loss."""
-        fixed = [*views(self._layout.parameters, at.vector), *self._fixed(at)]
         total, loss = None, 0.0
-        for rows in self._blocks(inputs, targets):
-            part = torch.empty_like(at.vector)
-            loss += _run(self._gradient, [*views(self._layout.parameters, part), *fixed, *rows])
+        for block in self._blocks(inputs, targets):
+            part, each = self._differentiated(at, block)
+            loss += each
             total = part if total is None else total.add_(part)
         assert total is not None
         return total, loss
 
+    def _differentiated(self, at: Weights, block: Sequence[Tensor]) -> tuple[Tensor, float]:
+        """The gradient [D] of a block's weighted loss, in new memory, and that loss."""
+        gradient = torch.empty_like(at.vector)
+        outs, params = (views(self._layout.parameters, vector) for vector in (gradient, at.vector))
+        [loss] = _run(self._gradient, [*outs, *params, *self._fixed(at), *block])
+        return gradient, loss
+
     def _fixed(self, weights: Weights) -> list[Tensor]:
         return [*views(self._layout.buffers, weights.buffers), *self._constants]
 
-    def _blocks(self, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _blocks(self, inputs: Tensor, targets: Tensor) -> Iterator[list[Tensor]]:
         """Rows in blocks of the batch size, and each row's weight in the mean [B], zero for padding.
 
         Contiguous, since a library reads memory as if it were and does not look.
         """
         rows = len(targets)
-        if rows == self._size:
-            yield inputs.contiguous(), targets.contiguous(), self._full
-            return
         for first in range(0, rows, self._size):
-            places = torch.arange(first, first + self._size).clamp_(max=rows - 1)
-            weights = torch.zeros_like(self._full)
-            weights[: rows - first] = 1 / rows
-            yield inputs[places].contiguous(), targets[places].contiguous(), weights
+            places = torch.arange(first, first + self._size)
+            weights = torch.full((self._size,), 1 / rows, dtype=self._kind).masked_fill_(places >= rows, 0)
+            places = places.clamp_(max=rows - 1)
+            yield [inputs.index_select(0, places), targets.index_select(0, places), weights]
 
 
 def _loaded(library: bytes) -> Runner:
@@ -145,18 +188,27 @@ def _loaded(library: bytes) -> Runner:
         return run
 
 
-def _run(runner: Runner, tensors: list[Tensor]) -> float:
-    """The loss that a computation returns; parameters or gradients are changed in place."""
+def _run(runner: Runner, tensors: list[Tensor]) -> list[float]:
+    """The losses that a computation returns; parameters or gradients are changed in place."""
     try:
-        return runner(tensors)[0].item()
+        losses: list[float] = runner(tensors)[0].view(-1).tolist()
+        return losses
     except RuntimeError as error:  # a class or token out of range; the lines below the first are frames of C++
         raise ClientError(f"the compiled step failed: {str(error).splitlines()[0]}") from error
 
 
 def libraries_of(
-    module: nn.Module, name: str, problem: Problem, inputs: Tensor, targets: Tensor, batch_size: int, *, plain: bool
+    module: nn.Module,
+    name: str,
+    problem: Problem,
+    inputs: Tensor,
+    targets: Tensor,
+    batch_size: int,
+    *,
+    plain: bool,
+    clients: Mapping[int, int] = NOBODY,
 ) -> Libraries:
-    """A model's compiled computations, from the user's cache or made now (20 to 30 s).
+    """A model's compiled computations, from the user's cache or made now (12 s each).
 
     Args:
         module: as it is built for training.
@@ -165,24 +217,39 @@ def libraries_of(
         inputs, targets: real rows, at most `batch_size`, on which the result is tried.
         batch_size: B of every call.
         plain: whether the local optimiser is plain gradient descent.
+        clients: how many clients there are by the number of steps that they take in a round.
 
     Raises:
         ModelError: the model draws numbers, changes its buffers, mixes rows or cannot be traced as it is.
         ScenarioError: a compiler is needed and there is none.
     """
     flat = FlatModule(copy.deepcopy(module).train())
-    rows = torch.arange(batch_size).clamp_(max=len(targets) - 1)
-    batch = [inputs[rows].contiguous(), targets[rows].contiguous(), flat.vector.new_ones(batch_size)]
     weights = Weights(flat.vector.clone(), flat.buffers)
     params = views(flat.layout.parameters, weights.vector)
     fixed = [*views(flat.layout.buffers, weights.buffers), *flat.constants.values()]
     outs = views(flat.layout.parameters, torch.empty_like(flat.vector))
-    made = [_library(_gradient(flat, problem), [*outs, *params, *fixed, *batch], name)]
-    if plain:
-        made.append(_library(_step(flat, problem), [*params, *fixed, *batch, flat.vector.new_ones(())], name))
-    libraries = Libraries(made[0], made[1] if plain else None, batch_size)
+
+    def rows(count: int) -> list[Tensor]:
+        places = torch.arange(count * batch_size) % len(targets)
+        return [inputs[places], targets[places], flat.vector.new_ones(len(places))]
+
+    gradient = _library(gradient_of(flat, problem), [*outs, *params, *fixed, *rows(1)], name)
+    made = dict[int, bytes]()
+    for steps in _calls(longest_group(flat, problem, params, fixed, rows(1)), clients) if plain else ():
+        example = [*params, *fixed, *rows(steps), flat.vector.new_ones(())]
+        made[steps] = _library(steps_of(flat, problem, steps), example, name)
+    libraries = Libraries(gradient, made, batch_size)
     _try(Program(libraries, flat), flat, name, problem, inputs, targets)
     return libraries
+
+
+def _calls(longest: int, clients: Mapping[int, int]) -> list[int]:
+    """How many steps calls take, most first: those of which a round needs the fewest, and one."""
+
+    def calls(size: int) -> int:
+        return sum(count * (steps // size + steps % size) for steps, count in clients.items())
+
+    return sorted({1, min(range(1, max(1, min(longest, _MOST)) + 1), key=calls)}, reverse=True)
 
 
 def _library(computation: Computation, example: list[Tensor], name: str) -> bytes:
@@ -200,54 +267,13 @@ def _library(computation: Computation, example: list[Tensor], name: str) -> byte
     return library
 
 
-def _step(flat: FlatModule, problem: Problem) -> Computation:
-    """(params, fixed, inputs, targets, weights, rate) -> loss: params -= rate * gradient."""
-
-    def step(*tensors: Tensor) -> tuple[Tensor]:
-        params = tensors[: len(flat.layout.parameters)]
-        loss, gradients = _differentiated(flat, problem, tensors[:-1])
-        for param, gradient in zip(params, gradients, strict=True):
-            param.copy_(param - tensors[-1] * gradient)
-        return (loss,)
-
-    return step
-
-
-def _gradient(flat: FlatModule, problem: Problem) -> Computation:
-    """(outs, params, fixed, inputs, targets, weights) -> loss: outs = gradient."""
-
-    def gradient(*tensors: Tensor) -> tuple[Tensor]:
-        outs, rest = tensors[: len(flat.layout.parameters)], tensors[len(flat.layout.parameters) :]
-        loss, gradients = _differentiated(flat, problem, rest)
-        for out, each in zip(outs, gradients, strict=True):
-            out.copy_(each)
-        return (loss,)
-
-    return gradient
-
-
-def _differentiated(flat: FlatModule, problem: Problem, tensors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The rows' weighted loss [] at (params, fixed, inputs, targets, weights), and its gradients."""
-    *given, inputs, targets, weights = tensors
-    params, fixed = given[: len(flat.layout.parameters)], given[len(flat.layout.parameters) :]
-    leaves = [param.detach().requires_grad_() for param in params]
-    before = [tensor._version for tensor in fixed]
-    slots = *flat.layout.parameters, *flat.layout.buffers
-    names = [*(slot.name for slot in slots), *flat.constants]
-    with torch.enable_grad():
-        output = functional_call(flat.module, dict(zip(names, [*leaves, *fixed], strict=True)), (inputs,))
-        loss = (problem.losses(output, targets) * weights).sum()
-    if [tensor._version for tensor in fixed] != before:
-        raise ModelError("changes its buffers while it trains")
-    return loss.detach(), torch.autograd.grad(loss, leaves, materialize_grads=True)
-
-
 def _traced(computation: Computation, example: list[Tensor], name: str) -> GraphModule:
     """A computation as a graph of plain operations."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     try:
-        graph = make_fx(computation, tracing_mode="fake")(*example)
+        apart = {torch.ops.aten.addmm.default: _product_and_bias}
+        graph = make_fx(computation, decomposition_table=apart, tracing_mode="fake")(*example)
     except ModelError as error:
         raise ModelError(f"model {name!r} {error}, so it {_REFUSED}") from error
     except Exception as error:
@@ -260,6 +286,11 @@ def _traced(computation: Computation, example: list[Tensor], name: str) -> Graph
         if "mkldnn_rnn" in str(target):
             raise ModelError(f"model {name!r} has torch's own recurrent kernel, so it {_REFUSED}")
     return graph
+
+
+def _product_and_bias(bias: Tensor, rows: Tensor, weight: Tensor, **scales: Any) -> Any:
+    """`addmm`, which takes twice as long as the product alone; as a sum, inductor would make it `addmm` again."""
+    return NotImplemented if scales else torch.sub(bias, rows @ weight, alpha=-1)
 
 
 def _built(graph: GraphModule, example: list[Tensor], name: str) -> bytes:

@@ -4,6 +4,7 @@
 which builds model and algorithm from it by itself; the federation's arrays are shared memory there.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,14 +106,10 @@ class Job:
     def local_steps(self, client: int) -> int:
         """Optimiser steps of a client in a round; on pooled rows as many as a cohort's clients take together."""
         if self.apart is None:
-            return self._steps_on(int(self.federation.train_rows[client]))
+            return _steps_on(self.scenario, int(self.federation.train_rows[client]))
         able = self.apart[self.apart > 0]
         share = expected_size(self.scenario.cohort.rule, len(self.apart)) / len(self.apart)
-        return max(1, round(min(share, 1.0) * sum(self._steps_on(int(rows)) for rows in able)))
-
-    def _steps_on(self, rows: int) -> int:
-        train = self.scenario.train
-        return train.steps or (train.epochs or 1) * -(-rows // train.batch_size)
+        return max(1, round(min(share, 1.0) * sum(_steps_on(self.scenario, int(rows)) for rows in able)))
 
     @property
     def model_title(self) -> str:
@@ -190,12 +187,18 @@ def _prepared(federation: Federation, scenario: Scenario, model: ModelSource | N
     compiled = None
     if scenario.engine.compile:
         most = federation.rows(int(np.argmax(federation.train_rows)), "train")  # one row would mix with itself alone
-        compiled = _compiled(scenario, algorithm, module, model_name(source), problem, most)
+        compiled = _compiled(scenario, algorithm, module, model_name(source), problem, federation, most)
     return Job(scenario, federation, source, named_data, privacy, attacking, apart, compiled)
 
 
 def _compiled(
-    scenario: Scenario, algorithm: Algorithm, module: nn.Module, name: str, problem: Problem, rows: Rows
+    scenario: Scenario,
+    algorithm: Algorithm,
+    module: nn.Module,
+    name: str,
+    problem: Problem,
+    federation: Federation,
+    rows: Rows,
 ) -> Libraries | None:
     """The local step under `engine.compile`; None for an algorithm whose own model counts and does not train."""
     if algorithm.features:
@@ -207,7 +210,16 @@ def _compiled(
         return None
     size = scenario.train.batch_size
     inputs, targets = problem.inputs(rows.x[:size]), problem.targets(rows.y[:size])
-    return libraries_of(module, name, problem, inputs, targets, size, plain=scenario.train.plain)
+    clients = Counter[int]()
+    for own, count in zip(*np.unique(federation.train_rows, return_counts=True), strict=True):
+        clients[_steps_on(scenario, int(own))] += int(count)
+    return libraries_of(module, name, problem, inputs, targets, size, plain=scenario.train.plain, clients=clients)
+
+
+def _steps_on(scenario: Scenario, rows: int) -> int:
+    """Optimiser steps of a client in a round on its own rows."""
+    train = scenario.train
+    return train.steps or (train.epochs or 1) * -(-rows // train.batch_size)
 
 
 def federate(scenario: Scenario, folders: Folders, data: CorpusSource | None = None) -> Federation:

@@ -36,6 +36,7 @@ from fedsim.training import LocalClient, Step
 
 _PERSONAL, _PERSONAL_BUFFERS = "personal", "personal-buffers"
 """Names of a client's own values in its state."""
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class Received(NamedTuple):
@@ -333,17 +334,19 @@ class Work:
         if scalars.keys() != set(self.algorithm.scalars):
             given, declared = (", ".join(sorted(names)) or "none" for names in (scalars, self.algorithm.scalars))
             raise ClientError(f"the strategy's scalars are {given}, declared are {declared}")
-        largest = torch.finfo(torch.float32).max
-        if odd := sorted(name for name, value in scalars.items() if not abs(value) <= largest):
+        if odd := sorted(name for name, value in scalars.items() if not abs(value) <= _LARGEST):
             raise ClientError(f"the strategy's scalar {odd[0]} is not finite")
         return scalars
 
     def _check_shapes(self, upload: Upload) -> None:
         """A vector of another shape would be broadcast into the cohort's sum."""
-        vectors = {"update": upload.update, **{f"extra {name!r}": upload.extra[name] for name in self.algorithm.extra}}
-        for name, vector in vectors.items():
-            if vector.shape != (self.layout.size,):
-                raise ClientError(f"the strategy's {name} has shape {list(vector.shape)}, not [{self.layout.size}]")
+        self._check_shape("update", upload.update)
+        for name in self.algorithm.extra:
+            self._check_shape(f"extra {name!r}", upload.extra[name])
+
+    def _check_shape(self, name: str, vector: Tensor) -> None:
+        if vector.shape != (self.layout.size,):
+            raise ClientError(f"the strategy's {name} has shape {list(vector.shape)}, not [{self.layout.size}]")
 
     def _change(self, before: Tensor, after: Tensor) -> Tensor:
         """[E] by which floating buffers changed; none under privacy, which covers clipped gradients alone.

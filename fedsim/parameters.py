@@ -7,7 +7,7 @@ one subtraction. Integer buffers (batch norm's counter) stay where they are and 
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,16 +19,17 @@ from torch import Tensor, nn
 from fedsim.arrays import encode, recorded
 from fedsim.arrays import view as values_of
 from fedsim.errors import ModelError
-from fedsim.products import Found, Gradients
+from fedsim.products import Gradient, Gradients, Product
 
 
 class Slot(NamedTuple):
-    """A named tensor's place in a flat vector."""
+    """A named tensor's place in a flat vector, and the strides of a view of it."""
 
     name: str
     shape: tuple[int, ...]
     start: int
     stop: int
+    strides: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,16 @@ class Weights(NamedTuple):
 def _slots(tensors: Mapping[str, Tensor]) -> tuple[Slot, ...]:
     slots, start = [], 0
     for name, tensor in tensors.items():
-        slots.append(Slot(name, tuple(tensor.shape), start, start + tensor.numel()))
+        strides = torch.empty(tensor.shape, device="meta").stride()
+        slots.append(Slot(name, tuple(tensor.shape), start, start + tensor.numel(), strides))
         start += tensor.numel()
     return tuple(slots)
 
 
 def views(slots: Iterable[Slot], vector: Tensor) -> list[Tensor]:
-    """The tensors that lie in a flat vector, as views of it."""
-    return [vector[slot.start : slot.stop].view(slot.shape) for slot in slots]
+    """The tensors that lie in a contiguous flat vector, as views of it; half the time of a slice and a `view`."""
+    first = vector.storage_offset()
+    return [vector.as_strided(slot.shape, slot.strides, first + slot.start) for slot in slots]
 
 
 def _floating_buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -169,24 +172,34 @@ class FlatModule:
         Products are added without being rounded first, so where weights are large the bits are not those of
         `differentiate` and a step. `observe` is told the gradient [D] before the step, and changes nothing of it.
         """
-        found = self._gradients(loss)
+        gradients = self._gradients(loss)
         if observe is not None:
-            observe(self._gathered(found))
-        products, whole = found
-        for place, product in products.items():
-            self._views[place].addmm_(*product, alpha=-rate)
-        if whole:
-            torch._foreach_add_([self._views[place] for place in whole], list(whole.values()), alpha=-rate)
+            observe(self._gathered(gradients))
+        moved: list[Tensor] = []
+        by: list[Tensor] = []
+        for view, gradient in zip(self._views, gradients, strict=True):
+            if isinstance(gradient, Product):
+                view.addmm_(*gradient, alpha=-rate)
+            elif gradient is not None:
+                moved.append(view)
+                by.append(gradient)
+        if moved:
+            torch._foreach_add_(moved, by, alpha=-rate)
 
-    def _gathered(self, found: Found) -> Tensor:
-        products, whole = found
-        for place, view in enumerate(self._gradient_views):
-            if (product := products.get(place)) is not None:
-                torch.mm(*product, out=view)
-            elif place not in whole:
+    def _gathered(self, gradients: Sequence[Gradient]) -> Tensor:
+        """Them in `gradient`."""
+        taken: list[Tensor] = []
+        whole: list[Tensor] = []
+        for view, gradient in zip(self._gradient_views, gradients, strict=True):
+            if isinstance(gradient, Product):
+                torch.mm(*gradient, out=view)
+            elif gradient is None:
                 view.zero_()
-        if whole:
-            torch._foreach_copy_([self._gradient_views[place] for place in whole], list(whole.values()))
+            else:
+                taken.append(view)
+                whole.append(gradient)
+        if taken:
+            torch._foreach_copy_(taken, whole)
         return self.gradient
 
     def check(self) -> None:

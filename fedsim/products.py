@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional
 
@@ -26,41 +27,43 @@ class Product(NamedTuple):
     right: Tensor
 
 
-class Found(NamedTuple):
-    """Gradients by the number of their parameter; one that was not used has none."""
-
-    products: dict[int, Product]
-    whole: dict[int, Tensor]
+Gradient = Tensor | Product | None
+"""Of one parameter, which has none where it was not used."""
 
 
 class Gradients:
-    """Differentiates losses with respect to parameters."""
+    """Differentiates losses with respect to parameters, all of one type."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = parameters
         self._ends = [get_gradient_edge(parameter) for parameter in parameters]
         sizes = (parameter.numel() if parameter.ndim == 2 else 0 for parameter in parameters)
         self._large = {self._ends[place].node: place for place, size in enumerate(sizes) if size >= _LARGE}
+        self._one = torch.ones((), dtype=parameters[0].dtype)
 
-    def __call__(self, loss: Tensor) -> Found:
-        """The gradients of a scalar loss, whose graph is freed."""
+    def __call__(self, loss: Tensor) -> Sequence[Gradient]:
+        """Each parameter's gradient of a scalar loss, whose graph is freed."""
         maps = self._maps(loss)
-        apart = {each.weight for each in maps}
-        others = [place for place in range(len(self._ends)) if place not in apart]
-        wanted = [*(each.output for each in maps), *(self._ends[place] for place in others)]
+        if not maps:
+            return self._differentiated(loss, self._ends)
         hooked: dict[int, Tensor] = {}
         for number, each in enumerate(maps):
             each.output.node.register_prehook(_noting(hooked, number))
-        found = torch.autograd.grad(loss, wanted, allow_unused=True)
-        uses: dict[int, list[Product]] = {}
-        for number, (each, before) in enumerate(zip(maps, found, strict=False)):
-            if (gradient := hooked.get(number, before)) is not None:
-                uses.setdefault(each.weight, []).append(Product(gradient.t(), each.taken))
-        whole = zip(others, found[len(maps) :], strict=True)
-        return Found(
-            {place: _joined(products) for place, products in uses.items()},
-            {place: gradient for place, gradient in whole if gradient is not None},
-        )
+        apart = {each.weight for each in maps}
+        others = [place for place in range(len(self._ends)) if place not in apart]
+        found = self._differentiated(loss, [*(each.output for each in maps), *(self._ends[place] for place in others)])
+        gradients: list[Gradient] = [None] * len(self._ends)
+        for number, each in enumerate(maps):
+            if (gradient := hooked.get(number, found[number])) is not None:
+                gradients[each.weight] = _joined(gradients[each.weight], Product(gradient.t(), each.taken))
+        for place, whole in zip(others, found[len(maps) :], strict=True):
+            gradients[place] = whole
+        return gradients
+
+    def _differentiated(self, loss: Tensor, ends: Sequence[GradientEdge]) -> tuple[Tensor | None, ...]:
+        """What `torch.autograd.grad` gives, whose checks of its arguments take as long as a small layer."""
+        run: Callable[..., tuple[Tensor | None, ...]] = Variable._execution_engine.run_backward
+        return run((loss,), (self._one,), False, False, tuple(ends), allow_unreachable=True, accumulate_grad=False)
 
     def _maps(self, loss: Tensor) -> list["_LinearMap"]:
         """Uses of large weights; of one with a hook, which wants to see its gradient, none."""
@@ -86,11 +89,11 @@ def _noting(hooked: dict[int, Tensor], number: int) -> Callable[[Sequence[Tensor
     return note
 
 
-def _joined(products: list[Product]) -> Product:
-    """The sum of products, as one."""
-    if len(products) == 1:
-        return products[0]
-    return Product(torch.cat([each.left for each in products], 1), torch.cat([each.right for each in products]))
+def _joined(before: Gradient, product: Product) -> Product:
+    """The sum of a weight's products so far and another, as one."""
+    if not isinstance(before, Product):
+        return product
+    return Product(torch.cat([before.left, product.left], 1), torch.cat([before.right, product.right]))
 
 
 class _LinearMap(NamedTuple):

@@ -234,7 +234,7 @@ class Engine(Table):
         None, description="GB of its GPU that a worker may use; no limit by default"
     )
     compile: bool = Field(
-        False, description="the local step is compiled to C++ before the run: 20 s once, then faster; rounds otherwise"
+        False, description="the local step is compiled to C++ before the run: 25 to 45 s once, then faster; rounds otherwise"
     )
     bits: Literal["guaranteed", "not guaranteed"] = Field(
         "guaranteed",

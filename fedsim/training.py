@@ -88,7 +88,7 @@ class LocalClient:
         self.steps = 0
         self._losses_noted: list[float] = []
         self._passes = self._frozen = self._private_steps = 0
-        self.buffers = self.first_buffers.clone()
+        self.buffers = self.first_buffers
 
     @cached_property
     def trained_on(self) -> Batch:
@@ -151,29 +151,36 @@ class LocalClient:
     ) -> Trained:
         """See `algorithm.Local.train`."""
         settings = self.work.job.scenario.train
-        flat = self.work.private or self.work.plain
         self.begin()
-        flat.load(Weights(start, self.first_buffers))
-        if not flat.module.training:
-            flat.module.train()
         rate = learning_rate(settings, self.round, self.work.job.scenario.rounds)
         fixed = fixed_coordinates(self.work.personal, trains)
         plain = settings.plain and self.work.private is None and correct is None and at is None and fixed is None
         program, before = self.work.program, self.steps
         if plain and program is not None and program.descends and not (loss_term or whole):
-            params = self._descend_compiled(program, start, rate, self._batches(epochs, whole))
-        elif plain and program is None:
-            params = self._descend(flat, rate, loss_term, self._batches(epochs, whole))
+            params = self._descend_compiled(program, start, rate, self._orders(epochs))
+            self.buffers = self.first_buffers.clone()  # a compiled model changes none
         else:
-            slopes = self._slopes(flat, loss_term, epochs, whole)
-            observe = self._observer(rate) if self.observed is not None else None
-            params = walk(
-                flat.vector, start, slopes, settings, rate, correct=correct, at=at, fixed=fixed, observe=observe
-            )
+            flat = self._loaded(start)
+            if plain and program is None:
+                params = self._descend(flat, rate, loss_term, self._batches(epochs, whole))
+            else:
+                slopes = self._slopes(flat, loss_term, epochs, whole)
+                observe = self._observer(rate) if self.observed is not None else None
+                params = walk(
+                    flat.vector, start, slopes, settings, rate, correct=correct, at=at, fixed=fixed, observe=observe
+                )
+            flat.check()
+            self.buffers = flat.buffers.clone()
         steps = self.steps - before
-        flat.check()
-        self.buffers = flat.buffers.clone()
         return Trained(params, steps, rate * effective_steps(steps, settings.momentum), self.buffers)
+
+    def _loaded(self, start: Tensor) -> FlatModule:
+        """The model to train, at that vector [D] and with the buffers that were received."""
+        flat = self.work.private or self.work.plain
+        flat.load(Weights(start, self.first_buffers))
+        if not flat.module.training:
+            flat.module.train()
+        return flat
 
     def _descend(self, flat: FlatModule, rate: float, loss_term: LossTerm | None, batches: Iterable[Batch]) -> Tensor:
         """What `walk` does for plain SGD, without gathering the gradient first."""
@@ -185,7 +192,9 @@ class LocalClient:
         self.steps += steps
         return flat.vector
 
-    def _descend_compiled(self, program: Program, start: Tensor, rate: float, batches: Iterable[Batch]) -> Tensor:
+    def _descend_compiled(
+        self, program: Program, start: Tensor, rate: float, orders: Iterable[tuple[Tensor, int]]
+    ) -> Tensor:
         """Where plain SGD leads [D], by the compiled step."""
 
         def note(loss: float) -> None:
@@ -193,7 +202,7 @@ class LocalClient:
             self.steps += 1
 
         observe = self._observer(rate) if self.observed is not None else None
-        return program.descend(Weights(start, self.first_buffers), rate, batches, note, observe)
+        return program.descend(Weights(start, self.first_buffers), rate, self.trained_on, orders, note, observe)
 
     def begin(self) -> None:
         """Another pass over the rows begins, with draws of its own."""

@@ -1,13 +1,12 @@
 """A compiled step computes what autograd and torch.optim do, padded batches included."""
 
-import hashlib
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -20,15 +19,18 @@ from fedsim.errors import ClientError, ModelError, ScenarioError
 from fedsim.local import Received, Work
 from fedsim.models.lstm import lstm
 from fedsim.parameters import FlatModule, Weights
-from fedsim.problem import Classification, NextToken, Problem
+from fedsim.problem import Problem
 from fedsim.stored import stored_environment
+from fedsim.tasks.classification import Classification
+from fedsim.tasks.next_token import NextToken
 from fedsim.training import Step
 from tests import small
 
 if TYPE_CHECKING:
     from fedsim.engine.ray import RayEngine
 
-BATCH, RATE = 4, 0.3
+BATCH, GROUP, RATE = 4, 3, 0.3
+CLIENTS = {GROUP: 1}
 CLASSES = Classification(("a", "b", "c"))
 
 compiles = pytest.mark.skipif(
@@ -37,11 +39,12 @@ compiles = pytest.mark.skipif(
 
 
 class Net(nn.Module):
-    """Tied weights, a frozen parameter, a floating and an integer buffer: all that a library takes as an argument."""
+    """Tied weights, one that a group does not write, a frozen parameter, a floating and an integer buffer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.wide, self.narrow = nn.Linear(6, 2 * BATCH * GROUP), nn.Linear(2 * BATCH * GROUP, 3)
         self.two.weight = self.one.weight
         self.scale = nn.Parameter(torch.full((6,), 0.5), requires_grad=False)
         self.shift: Tensor
@@ -50,8 +53,9 @@ class Net(nn.Module):
         self.register_buffer("order", torch.randperm(6))
 
     def forward(self, x: Tensor) -> Tensor:
+        beside = self.narrow(torch.tanh(self.wide(x)))
         x = torch.tanh(self.one(x)) * self.scale + self.shift
-        logits: Tensor = self.head(torch.tanh(self.two(x[:, self.order])))
+        logits: Tensor = self.head(torch.tanh(self.two(x[:, self.order]))) + beside
         return logits
 
 
@@ -78,7 +82,7 @@ def cache(pytestconfig: pytest.Config) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def libraries() -> Libraries:
-    return libraries_of(net(), "net", CLASSES, *rows(BATCH), BATCH, plain=True)
+    return libraries_of(net(), "net", CLASSES, *rows(BATCH), BATCH, plain=True, clients=CLIENTS)
 
 
 @pytest.fixture
@@ -110,25 +114,66 @@ def test_the_gradient_is_that_of_autograd(program: Program, flat: FlatModule, co
     torch.testing.assert_close(found, flat.differentiate(expected), rtol=1e-11, atol=1e-14)
 
 
+def orders(count: int, epochs: int = 1) -> list[tuple[Tensor, int]]:
+    draws = torch.Generator().manual_seed(epochs)
+    return [(torch.randperm(count, generator=draws), -(-count // BATCH)) for _ in range(epochs)]
+
+
 @compiles
-@pytest.mark.parametrize("count", [1, BATCH + 1, 3 * BATCH])
-def test_steps_are_those_of_torch(program: Program, flat: FlatModule, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "epochs"),
+    [(1, 1), (BATCH + 1, 1), (3 * BATCH, 1), (3 * BATCH - 1, 1), (4 * BATCH + 1, 1), (BATCH + 1, 3)],
+)
+def test_steps_are_those_of_torch(program: Program, flat: FlatModule, count: int, epochs: int) -> None:
+    """Single steps, a group, one with padding, a group and single steps, a group over the end of an epoch."""
     x, y = rows(count)
-    batches = list(zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True))
     start, noted, seen = weights(flat), list[float](), list[Tensor]()
-    moved = program.descend(start, RATE, batches, noted.append)
-    observed = program.descend(start, RATE, batches, unheard, seen.append)
+    moved = program.descend(start, RATE, (x, y), orders(count, epochs), noted.append)
+    observed = program.descend(start, RATE, (x, y), orders(count, epochs), unheard, seen.append)
     torch.testing.assert_close(start.vector, flat.vector, rtol=0, atol=0)  # the next client starts there too
     optimizer = torch.optim.SGD([p for p in flat.module.parameters() if p.requires_grad], RATE)
-    for place, batch in enumerate(batches):
+    batches = [picked for order, _ in orders(count, epochs) for picked in torch.split(order, BATCH)]
+    assert len(noted) == len(seen) == len(batches)
+    for place, picked in enumerate(batches):
         optimizer.zero_grad(set_to_none=False)
-        loss = functional.cross_entropy(flat.module(batch[0]), batch[1])
+        loss = functional.cross_entropy(flat.module(x[picked]), y[picked])
         torch.autograd.backward(loss)
         assert noted[place] == pytest.approx(loss.item(), rel=1e-11)
         torch.testing.assert_close(seen[place], flat.gradient, rtol=1e-10, atol=1e-13)
         optimizer.step()
     torch.testing.assert_close(moved, flat.vector, rtol=1e-11, atol=1e-14)
     assert torch.equal(observed, moved)  # who looks on changes nothing
+
+
+@compiles
+def test_an_order_may_be_cut_short(program: Program, flat: FlatModule) -> None:
+    """A client of two steps takes them on the first rows of its order."""
+    x, y = rows(3 * BATCH)
+    [(order, _)] = orders(3 * BATCH)
+    cut = program.descend(weights(flat), RATE, (x, y), [(order, 2)], unheard)
+    alone = program.descend(weights(flat), RATE, (x, y), [(order[: 2 * BATCH], 2)], unheard)
+    assert torch.equal(cut, alone)
+
+
+@compiles
+def test_without_steps_nothing_moves(program: Program, flat: FlatModule) -> None:
+    assert torch.equal(program.descend(weights(flat), RATE, rows(BATCH), [], unheard), flat.vector)
+
+
+@compiles
+def test_losses_are_told_in_order_until_one_is_refused(program: Program, flat: FlatModule) -> None:
+    x, y = rows(3 * BATCH)
+    told, heard = list[float](), list[float]()
+    program.descend(weights(flat), RATE, (x, y), orders(3 * BATCH), told.append)
+
+    def note(loss: float) -> None:
+        heard.append(loss)
+        if len(heard) == 2:
+            raise ClientError("the second step")
+
+    with pytest.raises(ClientError, match="the second step"):
+        program.descend(weights(flat), RATE, (x, y), orders(3 * BATCH), note)
+    assert heard == told[:2]
 
 
 @compiles
@@ -147,10 +192,11 @@ def test_buffers_are_those_that_were_received(program: Program, flat: FlatModule
 @compiles
 def test_a_client_that_fails_leaves_nothing_behind(program: Program, flat: FlatModule) -> None:
     x, y = rows(BATCH)
-    before = program.descend(weights(flat), RATE, [(x, y)], unheard)
-    with pytest.raises(ClientError, match=r"the compiled step failed: index out of bounds"):
-        program.descend(weights(flat), RATE, [(x, y), (x, y + 1)], unheard)
-    assert torch.equal(program.descend(weights(flat), RATE, [(x, y)], unheard), before)
+    before = program.descend(weights(flat), RATE, (x, y), orders(BATCH), unheard)
+    for epochs in (2, 2 * GROUP):  # single steps, and groups
+        with pytest.raises(ClientError, match=r"the compiled step failed: index out of bounds"):
+            program.descend(weights(flat), RATE, (x, y + 1), orders(BATCH, epochs), unheard)
+    assert torch.equal(program.descend(weights(flat), RATE, (x, y), orders(BATCH), unheard), before)
 
 
 @compiles
@@ -159,13 +205,12 @@ def test_another_process_finds_the_library(libraries: Libraries, cache: Path) ->
     known = sorted(cache.rglob("*.so"))
     code = (
         "from tests.test_compiled import *;"
-        "found = libraries_of(net(), 'net', CLASSES, *rows(BATCH), BATCH, plain=True);"
-        "print(hashlib.sha256(found.gradient + found.step).hexdigest())"
+        "found = libraries_of(net(), 'net', CLASSES, *rows(BATCH), BATCH, plain=True, clients=CLIENTS);"
+        "print(found.digest)"
     )
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert libraries.step is not None
-    assert done.stdout.split()[-1] == hashlib.sha256(libraries.gradient + libraries.step).hexdigest()
+    assert done.stdout.split()[-1] == libraries.digest
     assert sorted(cache.rglob("*.so")) == known
 
 
@@ -196,7 +241,7 @@ class Hidden(nn.Linear):
 def test_what_a_library_could_not_hold_is_refused(model: nn.Module, reason: str) -> None:
     x, y = rows(BATCH)
     with pytest.raises(ModelError, match=f"model 'odd'.*{reason}") as refused:
-        libraries_of(model, "odd", CLASSES, x.float(), y, BATCH, plain=True)
+        libraries_of(model, "odd", CLASSES, x.float(), y, BATCH, plain=True, clients=CLIENTS)
     assert "set engine.compile = false" in str(refused.value)
 
 
@@ -205,7 +250,7 @@ def test_torchs_recurrent_kernel_is_refused() -> None:
     x, y = torch.zeros(BATCH, 5, dtype=torch.int64), torch.zeros(BATCH, 5, dtype=torch.int64)
     model = lstm((5,), 256, "next-token", width=4, layers=1)
     with pytest.raises(ModelError, match="model 'lstm' has torch's own recurrent kernel"):
-        libraries_of(model, "lstm", problem, x, y, BATCH, plain=True)
+        libraries_of(model, "lstm", problem, x, y, BATCH, plain=True, clients=CLIENTS)
 
 
 class Mixing(nn.Linear):
@@ -248,6 +293,8 @@ def test_rows_may_lie_in_memory_as_they_like(program: Program, flat: FlatModule,
     assert not across.is_contiguous()
     (ours, loss), (expected, same) = program.gradient(at, across, y), program.gradient(at, x, y)
     assert torch.equal(ours, expected) and loss == same
+    moved, straight = (program.descend(at, RATE, (inputs, y), orders(count, GROUP), unheard) for inputs in (across, x))
+    assert torch.equal(moved, straight)
 
 
 def test_without_a_compiler_the_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +303,7 @@ def test_without_a_compiler_the_key_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     needed = pytest.raises(ScenarioError, match=r"engine\.compile = true needs a C\+\+ compiler.*apt install g\+\+")
     with config.patch({"cpp.cxx": ("no-such-compiler",)}), needed:
-        libraries_of(net(), "net", CLASSES, *rows(BATCH), BATCH, plain=True)
+        libraries_of(net(), "net", CLASSES, *rows(BATCH), BATCH, plain=True, clients=CLIENTS)
     assert not list(tmp_path.rglob("*.so"))
 
 
@@ -300,10 +347,31 @@ def test_clients_do_what_they_do_uncompiled(changes: small.Changes) -> None:
 @pytest.mark.proof
 @compiles
 @pytest.mark.parametrize(
-    "model", [{"name": "cnn", "preset": "small"}, {"name": "cnn", "norm": "group"}], ids=["cnn", "group norm"]
+    ("model", "groups"),
+    [
+        ({"name": "mlp", "hidden": [200, 20]}, True),
+        ({"name": "cnn", "preset": "small"}, False),
+        ({"name": "cnn", "norm": "group"}, False),
+    ],
+    ids=["wide mlp", "cnn", "group norm"],
 )
-def test_other_models_do_too(model: dict[str, str]) -> None:
-    assert_as_eager({"model": model, "train.batch_size": 10})
+def test_other_models_do_too(model: dict[str, Any], groups: bool) -> None:
+    changes = {"model": model, "train.batch_size": 10, "train.epochs": 2}
+    libraries = small.job({**COMPILED, **changes}).compiled
+    assert libraries is not None and (len(libraries.steps) == 2) == groups
+    assert_as_eager(changes)
+
+
+@compiles
+def test_a_client_that_diverges_is_told_its_step() -> None:
+    job = small.job({**COMPILED, "train.learning_rate": 1e30})
+    said = []
+    for each in (job, replace(job, compiled=None)):
+        work = Work(each)
+        with pytest.raises(ClientError, match=r"the loss is not finite in step \d") as failed:
+            work.train(0, 1, Received(work.initial, {}), None)
+        said.append(str(failed.value))
+    assert said[0] == said[1]
 
 
 @compiles

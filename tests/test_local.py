@@ -14,7 +14,7 @@ from fedsim.errors import ClientError, ModelError
 from fedsim.local import Contribution, Received, Work
 from fedsim.optimizers import effective_steps, learning_rate
 from fedsim.parameters import Weights
-from fedsim.scenario import Schedule, Train
+from fedsim.tables import Schedule, Train
 from tests import small
 
 

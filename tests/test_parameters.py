@@ -11,7 +11,7 @@ from torch import nn
 
 from fedsim.arrays import encode, view
 from fedsim.errors import ModelError
-from fedsim.parameters import FlatModule, Weights, fingerprint, from_record, layout_of, to_record
+from fedsim.parameters import FlatModule, Weights, fingerprint, from_record, layout_of, to_record, views
 
 
 def net(kind: torch.dtype = torch.float32) -> nn.Module:
@@ -52,6 +52,18 @@ def test_training_moves_the_vector_and_loading_moves_the_model() -> None:
     flat.load(before)
     assert not torch.equal(flat.module(x), moved)
     assert torch.equal(flat.vector, before.vector)
+
+
+def test_views_lie_where_their_slots_say() -> None:
+    """Also in a vector that is itself a row of a matrix; scalars and empty tensors have places too."""
+    module = net()
+    module.register_parameter("scalar", nn.Parameter(torch.tensor(1.0)))
+    module.register_parameter("nothing", nn.Parameter(torch.zeros(0, 3)))
+    slots = layout_of(module).parameters
+    row = torch.arange(3.0 * slots[-1].stop).view(3, -1)[1]
+    for slot, part in zip(slots, views(slots, row), strict=True):
+        assert torch.equal(part, row[slot.start : slot.stop].reshape(slot.shape))
+        assert part.is_contiguous()
 
 
 def test_running_statistics_are_seen_in_the_buffers() -> None:

@@ -205,6 +205,12 @@ def test_layers_without_bias() -> None:
         assert_same(module, lambda net, use=use: use(net).square().sum(), 1e-12)  # type: ignore[misc]
 
 
+def test_a_loss_may_be_of_another_type_than_the_parameters() -> None:
+    """A strategy's term can make it so; each gradient is of its parameter's type all the same."""
+    net = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2))
+    assert_same(net, lambda net: net(rows(3).float()).double().square().sum(), 1e-6)
+
+
 STEPS: dict[str, Callable[[Tensor, nn.Linear], Tensor]] = {
     "layer": lambda x, layer: layer(x),
     "functional": lambda x, layer: functional.linear(x, layer.weight),
