@@ -277,8 +277,7 @@ class LocalClient:
                 yield release(flat.gradient.zero_())
                 continue
             losses = self._batch_losses(flat, batch, loss_term)
-            if len(known := (found := losses.detach())[found.isfinite()]):
-                self.note(float(known.mean()))
+            self._note_rows(losses.detach())
             yield release(example.clipped_gradient_sum(flat, losses, plan.clip, owners=owners, per_layer=per_layer))
 
     def release(self) -> Callable[[Tensor], Tensor]:
@@ -313,7 +312,8 @@ class LocalClient:
     def _rows_of(self, drawn: np.ndarray, units: np.ndarray | None) -> tuple[Batch, Tensor | None]:
         """The rows of drawn units, and whose each is; None where every row is a unit."""
         rows, owners = (drawn, None) if units is None else rows_of(drawn, units)
-        batch = Batch(*(part[torch.from_numpy(rows)] for part in self.trained_on))
+        index = torch.from_numpy(rows)
+        batch = Batch(*(part.index_select(0, index) for part in self.trained_on))  # faster than part[index]
         return batch, None if owners is None else torch.from_numpy(owners)
 
     def _charge(self, plan: Plan) -> None:
@@ -334,6 +334,15 @@ class LocalClient:
     def _batch_losses(self, flat: FlatModule, batch: Batch, loss_term: LossTerm | None) -> Tensor:
         losses = self.work.problem.losses(flat.module(batch.inputs), batch.targets)
         return losses if loss_term is None else losses + loss_term(flat.module, batch)
+
+    def _note_rows(self, losses: Tensor) -> None:
+        """A private step's loss: the mean over its rows whose loss is finite."""
+        mean = float(losses.mean())
+        if not math.isfinite(mean):
+            if not len(known := losses[losses.isfinite()]):
+                return
+            mean = float(known.mean())
+        self.note(mean)
 
     def note(self, loss: float) -> None:
         """A step's loss, which must be finite."""

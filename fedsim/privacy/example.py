@@ -125,7 +125,7 @@ def noisy_gradient(
         divisor: q n, from `batches.expected_batch`.
         generator: where the noise comes from; NumPy's, since torch's on the CPU has 2^32 streams only.
     """
-    return add_normal(clipped_sum.div_(divisor), noise_multiplier * max_grad_norm / divisor, generator)
+    return add_normal(clipped_sum.mul_(1 / divisor), noise_multiplier * max_grad_norm / divisor, generator)
 
 
 def forget(flat: FlatModule) -> None:

@@ -50,7 +50,8 @@ def _one_call(layer: nn.Linear | nn.Embedding, calls: list[Call]) -> Call:
 
 def _linear(layer: nn.Linear, seen: Tensor, given: Tensor) -> Found:
     if given.dim() == 2:
-        return {"weight": Product(seen, given), "bias": Whole(given)}
+        rows = Whole(given)
+        return {"weight": Product(seen, rows), "bias": rows}
     given = given.reshape(len(given), -1, given.shape[-1])
     return {"weight": dense(seen.reshape(*given.shape[:2], -1), given), "bias": Whole(given.sum(1))}
 

@@ -13,6 +13,7 @@ factors it is rounded up by a bound on the rounding of their product.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -61,11 +62,15 @@ class Whole:
 
     def norms(self) -> Tensor:
         """See `RowGradients`."""
+        return self._norms
+
+    @cached_property
+    def _norms(self) -> Tensor:
         return _norms(self.sample)
 
     def weighted(self, factors: Tensor, out: Tensor) -> None:
         """See `RowGradients`."""
-        torch.mm(factors[None], self.sample, out=out[None])
+        torch.mv(self.sample.t(), factors, out=out)
 
     def each(self) -> Tensor:
         """See `RowGradients`."""
@@ -84,34 +89,34 @@ class Whole:
 
 @dataclass(frozen=True)
 class Product:
-    """The weight [O, I] of a dense layer at a single place: `inputs` [B, I] and `outputs` [B, O]."""
+    """The weight [O, I] of a dense layer at a single place: `inputs` [B, I] and `outputs` [B, O], as for its bias."""
 
     inputs: Tensor
-    outputs: Tensor
+    outputs: Whole
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def norms(self) -> Tensor:
         """See `RowGradients`; `weighted` rounds twice."""
-        return _norms(self.inputs).mul_(_norms(self.outputs)).mul_(1 + 3 * _rounding(self.outputs))
+        return _norms(self.inputs).mul_(self.outputs.norms()).mul_(1 + 3 * _rounding(self.inputs))
 
     def weighted(self, factors: Tensor, out: Tensor) -> None:
         """See `RowGradients`."""
-        shape = self.outputs.shape[1], self.inputs.shape[1]
-        torch.mm((self.outputs * factors[:, None]).t(), self.inputs, out=out.view(shape))
+        scaled = self.outputs.sample * factors[:, None]
+        torch.mm(scaled.t(), self.inputs, out=out.view(scaled.shape[1], -1))
 
     def each(self) -> Tensor:
         """See `RowGradients`."""
-        return (self.outputs[:, :, None] * self.inputs[:, None]).flatten(1)
+        return (self.outputs.sample[:, :, None] * self.inputs[:, None]).flatten(1)
 
     def means(self, owners: Tensor) -> Whole:
         """See `RowGradients`."""
-        return _means(owners, self.some, self.outputs, self.outputs.shape[1] * self.inputs.shape[1])
+        return _means(owners, self.some, self.inputs, self.outputs.sample.shape[1] * self.inputs.shape[1])
 
     def some(self, rows: Tensor) -> "Product":
         """See `RowGradients`."""
-        return Product(self.inputs[rows], self.outputs[rows])
+        return Product(self.inputs[rows], self.outputs.some(rows))
 
 
 @dataclass(frozen=True)
@@ -215,7 +220,7 @@ def dense(inputs: Tensor, outputs: Tensor) -> RowGradients:
         outputs: [B, T, O] the gradient at its output.
     """
     if inputs.shape[1] == 1:
-        return Product(inputs[:, 0], outputs[:, 0])
+        return Product(inputs[:, 0], Whole(outputs[:, 0]))
     products = Products(inputs, outputs)
     return products if as_factors(inputs.shape[1], inputs.shape[2], outputs.shape[2]) else Whole(products.each())
 

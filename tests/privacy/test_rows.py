@@ -23,7 +23,7 @@ def pair(kind: str, rows: int, places: int, sizes: tuple[int, int], seed: int) -
         looked = torch.einsum("bti,bto->bio", seen.double(), given.double()).flatten(1)
         return Lookups.at(tokens, given, sizes[1]), looked
     seen = torch.randn(rows, places, sizes[1], generator=draw)
-    form = Product(seen[:, 0], given[:, 0]) if places == 1 else Products(seen, given)
+    form = Product(seen[:, 0], Whole(given[:, 0])) if places == 1 else Products(seen, given)
     return form, torch.einsum("bto,bti->boi", given.double(), seen.double()).flatten(1)
 
 
