@@ -24,7 +24,8 @@ from fedsim.data.federation import Rows
 from fedsim.engine import Engine, start_engine
 from fedsim.errors import FedsimError
 from fedsim.evaluation import central_metrics
-from fedsim.job import Job, federate, prepare_on
+from fedsim.federating import federate
+from fedsim.job import Job, prepare_on
 from fedsim.local import Work, one_thread
 from fedsim.parameters import Weights
 from fedsim.privacy.accountant import rounded_up

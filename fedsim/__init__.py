@@ -1,13 +1,15 @@
 """fedsim: federated learning, simulated, compared and deployed.
 
-`fedsim.run` runs a scenario, `fedsim.resume` goes on with a run; everything else is imported from its own room.
-Nothing is loaded before it is used.
+`fedsim.run` runs a scenario, `fedsim.resume` goes on with a run, `fedsim.load` gives the model of one; everything else
+is imported from its own room. Nothing is loaded before it is used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedsim.handover import load as load
+    from fedsim.own import Metric as Metric
     from fedsim.resuming import resume as resume
     from fedsim.rounds import run as run
     from fedsim.scenario import Scenario as Scenario
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
 _HOME = {
     "run": "fedsim.rounds",
     "resume": "fedsim.resuming",
+    "load": "fedsim.handover",
+    "Metric": "fedsim.own",
     "Scenario": "fedsim.scenario",
     "Result": "fedsim.summary",
 }
 
-__all__ = ["Result", "Scenario", "resume", "run"]
+__all__ = ["Metric", "Result", "Scenario", "load", "resume", "run"]
 
 
 def __getattr__(name: str) -> Any:

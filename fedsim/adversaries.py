@@ -96,6 +96,10 @@ def make_adversary(table: Table, federation: Federation, folder: Path) -> Advers
     made = registry.call(factory, f"adversary {table.name}", **known, **bound)
     if not isinstance(made, Adversary):
         raise ScenarioError(f"adversary.name: {table.name} returned {type(made).__name__}, not an Adversary")
+    if made.trigger is not None and not federation.labelled:
+        raise ScenarioError(
+            f"adversary {table.name}: a trigger is to give a class, and rows of {federation.corpus!r} have none"
+        )
     return made
 
 
@@ -127,13 +131,19 @@ def attackers(table: Who, seed: int, able: np.ndarray) -> list[int]:
     return chosen
 
 
-def label_flip(classes: int) -> Adversary:
+def label_flip(classes: int, task: str) -> Adversary:
     """Train on flipped labels: class c becomes C - 1 - c.
 
     Fang et al., "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX Security 2020,
     section 4.1. Of next-token data every target byte b becomes 255 - b. The middle one of an odd number of
     classes stays as it is.
+
+    Args:
+        classes: number of classes.
+        task: one in which a row, or each place of a text, has one of them.
     """
+    if not classes or task == "multi-label":
+        raise ValueError(f"it flips classes, and rows of task {task} have not one of several; use sign-flip or noise")
 
     def rows(inputs: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         return inputs, classes - 1 - targets

@@ -15,7 +15,7 @@ from fedsim.privacy.plan import Level
 from fedsim.scenario import load
 from fedsim.scenario_files import shipped
 
-FILLED_IN = {"folders", "pool", "shape", "classes", "task", "largest"}
+FILLED_IN = {"folders", "pool", "shape", "classes", "outputs", "inputs", "targets", "vocabulary", "task", "largest"}
 """Parameters that the platform fills in."""
 _PAPER = re.compile(r'[^"]+ "[^"]+", .*?\b(?:18|19|20)\d\d\b(?!\.\d)')  # 2003.13461 of arXiv is no year
 _PLAIN_QUICKSTART = "fedsim run quickstart --set 'privacy={}' --set train.learning_rate=1.0"

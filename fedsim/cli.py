@@ -7,8 +7,8 @@ from typing import NoReturn
 import click
 import typer
 
-from fedsim.commands.folders import client, export, list_, replay, show, tag
-from fedsim.commands.planning import audit, doctor, new, partition, privacy
+from fedsim.commands.folders import client, export, list_, predict, replay, show, tag
+from fedsim.commands.planning import audit, check, doctor, new, partition, privacy
 from fedsim.commands.running import resume, run
 from fedsim.console import Command
 from fedsim.errors import FedsimError
@@ -21,7 +21,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run, resume, list_, show, replay, client, export, tag, partition, doctor, new, privacy, audit):
+for command in (
+    run,
+    resume,
+    list_,
+    show,
+    replay,
+    client,
+    export,
+    predict,
+    tag,
+    partition,
+    check,
+    doctor,
+    new,
+    privacy,
+    audit,
+):
     app.command(command.__name__.rstrip("_"), cls=Command)(command)
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from fedsim.data.federation import Federation
 from fedsim.errors import FedsimError
 from fedsim.examples import PARTS, Example, example_data, example_lines, examples, picture
-from fedsim.job import CorpusSource, ModelSource
+from fedsim.federating import DataSource
+from fedsim.job import ModelSource
 from fedsim.overview import HEADLINES, figure
+from fedsim.own import NOTHING, Own
 from fedsim.past import Past, check_client, checkpoint_at, cohorts, ranges, reopen
 from fedsim.privacy.accountant import rounded_up
 from fedsim.privacy.ledger import EVERYBODY
@@ -93,7 +95,8 @@ def look(
     client: int,
     *,
     model: ModelSource | None = None,
-    data: CorpusSource | None = None,
+    data: DataSource | None = None,
+    own: Own = NOTHING,
     data_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Client:
@@ -105,6 +108,7 @@ def look(
         path: the run's folder.
         client: its number.
         model, data, data_dir: as for `resume`.
+        own: loss, metrics and transform, as for `resume`.
         progress: is told what takes a while.
 
     Raises:
@@ -114,7 +118,7 @@ def look(
     progress = progress or Silent()
     progress.phase("loading the data")
     # Other versions change last bits at most, and a replay that is not the run's is not used.
-    past = reopen(path, settings=["engine.bits=not guaranteed"], model=model, data=data, data_dir=data_dir)
+    past = reopen(path, settings=["engine.bits=not guaranteed"], model=model, data=data, own=own, data_dir=data_dir)
     check_client(past, client)
     federation, privacy, headline = past.job.federation, past.job.privacy, past.job.build_problem().headline
     with closing(open_run(past.path)) as records:

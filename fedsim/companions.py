@@ -16,9 +16,11 @@ import numpy as np
 
 from fedsim.composition import algorithm_of, check_measured
 from fedsim.data.federation import Federation
-from fedsim.errors import ScenarioError
-from fedsim.job import CorpusSource, Job, ModelSource, named, prepare_on
+from fedsim.errors import ScenarioError, named
+from fedsim.federating import DataSource
+from fedsim.job import Job, ModelSource, prepare_on
 from fedsim.metrics import worst_tenth
+from fedsim.own import NOTHING, Own
 from fedsim.progress import shortened, wrapped
 from fedsim.registry import as_path, members, nearest
 from fedsim.scenario import Scenario
@@ -56,19 +58,20 @@ def companion(
     scenario: Scenario,
     federation: Federation,
     model: ModelSource | None = None,
-    data: CorpusSource | None = None,
+    data: DataSource | None = None,
+    own: Own = NOTHING,
 ) -> Companion:
     """A run to be made beside another, on the same data.
 
     Args:
         place, scenario: from `scenarios`.
         federation: the data that the other is made on, not pooled.
-        model, data: as that other's.
+        model, data, own: as that other's.
 
     Raises:
         FedsimError: something does not fit.
     """
-    job = prepare_on(federation, scenario, model, data)
+    job = prepare_on(federation, scenario, model, data, own)
     if place[0] == REFERENCES:
         job = _with_rules_of_its_own(job)
     Watch.of(job.scenario, job.build_problem(), job.federation)

@@ -243,6 +243,30 @@ def libraries_of(
     return libraries
 
 
+def refusal(module: nn.Module, name: str, problem: Problem, inputs: Tensor, targets: Tensor, batch_size: int) -> str:
+    """Why a model's step cannot be compiled, as far as that is known without a compiler; empty where it can.
+
+    Arguments are those of `libraries_of`.
+    """
+    flat = FlatModule(copy.deepcopy(module).train())
+    places = torch.arange(batch_size) % len(targets)
+    outs = views(flat.layout.parameters, torch.empty_like(flat.vector))
+    fixed = [*views(flat.layout.parameters, flat.vector.clone()), *views(flat.layout.buffers, flat.buffers)]
+    example = [
+        *outs,
+        *fixed,
+        *flat.constants.values(),
+        inputs[places],
+        targets[places],
+        flat.vector.new_ones(batch_size),
+    ]
+    try:
+        _traced(gradient_of(flat, problem), example, name)
+    except ModelError as error:
+        return str(error).removesuffix(f", so it {_REFUSED}")
+    return ""
+
+
 def _calls(longest: int, clients: Mapping[int, int]) -> list[int]:
     """How many steps calls take, most first: those of which a round needs the fewest, and one."""
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from fedsim import machine
 from fedsim.data.corpus import Folders
-from fedsim.errors import DataError
+from fedsim.errors import FedsimError
 from fedsim.registry import find, members
 
 GIB = 2**30
@@ -136,7 +136,7 @@ def _data_sets(folders: Folders) -> Iterator[Finding]:
             continue
         try:
             yield Finding(f"data: {name}", "ok", f"{len(source(folders)):,} rows")
-        except DataError as error:
+        except FedsimError as error:  # also a package that the set needs
             yield Finding(f"data: {name}", "warning", "cannot be used", str(error))
 
 

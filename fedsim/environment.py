@@ -11,7 +11,14 @@ import torch
 
 from fedsim.machine import processor_lines
 
-DECISIVE = {"data_sha256": "the data", "model": "the model", "sources": "own files"}
+DECISIVE = {
+    "data_sha256": "the data",
+    "model": "the model",
+    "loss": "the loss",
+    "metrics": "the metrics",
+    "transform": "the transform",
+    "sources": "own files",
+}
 """Without these it would be another run."""
 NUMERICAL = ("fedsim", "torch", "numpy", "scipy", "scikit-learn", "opacus", "flwr", "ray")
 """Packages on whose versions bits may depend."""
@@ -26,6 +33,8 @@ def environment(
     scenario_folder: Path,
     noise: tuple[float, int | None] | None = None,
     compiled: str | None = None,
+    own: Mapping[str, Any] | None = None,
+    origins: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """This machine and process, as `environment.json` keeps them.
 
@@ -37,6 +46,8 @@ def environment(
         scenario_folder: against which the scenario names files.
         noise: noise multiplier and most participations that were solved for privacy, if it was asked for.
         compiled: SHA-256 of the compiled local step, if it was asked for.
+        own: where the user's loss, metrics and transform are to be found.
+        origins: for what is the user's own, the file in `sources/` in which it was written.
 
     Returns:
         Plain values: Python and package versions, platform, processor, the vector instructions that torch
@@ -54,6 +65,8 @@ def environment(
         "scenario_folder": str(scenario_folder.resolve()),
         "noise": list(noise) if noise is not None else None,
         "compiled": compiled,
+        **(own or {}),
+        "origins": dict(origins or {}),
     }
 
 

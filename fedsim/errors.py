@@ -4,6 +4,9 @@ A message says what is wrong, where (file, key, client, round) and what to chang
 it as one line and ends with `exit_code`; a traceback is for our own mistakes only.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _LONGEST, _LONGEST_WORD = 1000, 300
 
 
@@ -59,6 +62,15 @@ class Interrupted(FedsimError):
     """A run that its user interrupted."""
 
     exit_code = 130
+
+
+@contextmanager
+def named(origin: str) -> Iterator[None]:
+    """Say in which scenario a mistake was made."""
+    try:
+        yield
+    except FedsimError as error:
+        raise type(error)(f"{origin}: {error}") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
-"""A few of a client's rows to look at: images as thumbnails, text as lines, features as numbers."""
+"""A few of a client's rows: images and spectrograms as thumbnails, text and series as lines, features as numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,14 +10,17 @@ from fedsim.data.federation import Federation, Part
 from fedsim.errors import DataError
 from fedsim.progress import WIDTH
 
-Kind = Literal["image", "text", "features"]
+Kind = Literal["image", "spectrogram", "series", "text", "features"]
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 _SHADES = " ░▒▓█"
+_LEVELS = "▁▂▃▄▅▆▇█"
 _NARROW = 16  # pixels up to which one is two columns wide, so that it is about square
 _COLUMNS = 28  # of a wider image's thumbnail
 _GAP = 2
-_SHOWN = {"image": 4, "text": 3, "features": 3}
+_STEPS = 48  # columns of a series
+_SHOWN = {"image": 4, "spectrogram": 2, "series": 4, "text": 3, "features": 3}
+_MOST_TARGETS = 4  # numbers of a row that are still worth a look
 _DRAWN = 8  # images of a part in a picture
 
 
@@ -26,7 +29,7 @@ class Example(NamedTuple):
 
     Attributes:
         part, row: where it is: the number of a row within the client's part.
-        label: the name of its class; None for text.
+        label: the name of its class, or its target where that is a few numbers; else None.
         values: [...] as the model takes them.
     """
 
@@ -37,10 +40,13 @@ class Example(NamedTuple):
 
 
 def kind_of(federation: Federation) -> Kind:
-    """What the rows are: float arrays with height and width are images."""
-    if federation.task == "next-token":
+    """What the rows are: float arrays with height and width are images, those with steps are series."""
+    x = federation.x
+    if x.dtype == np.uint8 and x.ndim == 2 and federation.vocabulary is None:
         return "text"
-    return "image" if federation.x.ndim == 4 else "features"
+    if x.ndim == 4:
+        return "spectrogram" if federation.preprocessing.get("kind") == "spectrogram" else "image"
+    return "series" if x.ndim == 3 and x.dtype.kind == "f" else "features"
 
 
 def examples(federation: Federation, client: int) -> list[Example]:
@@ -56,15 +62,23 @@ def example_lines(federation: Federation, shown: Sequence[Example]) -> list[str]
     if not shown:
         return []
     kind, part = kind_of(federation), shown[0].part
-    if kind == "image":
-        return [f"{part}: numbers and classes of some rows", *_thumbnails(shown)]
-    lines = [_text(each) if kind == "text" else _features(each) for each in shown]
-    what = "beginnings of some windows" if kind == "text" else "class and features of some rows"
-    return [f"{part}: {what}", *(f"  {line}" for line in lines)]
+    what = "classes" if federation.labelled else "targets"
+    if kind in ("image", "spectrogram"):
+        return [f"{part}: numbers and {what} of some rows", *_thumbnails(kind, shown)]
+    if kind == "series":
+        name, column = next(iter(federation.preprocessing.get("columns", {}).items()), ("the first value", {}))
+        title, lines = f"{name} over {len(shown[0].values)} steps", [_series(each, column) for each in shown]
+    elif kind == "text":
+        title, lines = "beginnings", [_text(each) for each in shown]
+    else:
+        title, lines = "features", [_features(each) for each in shown]
+    told = f"{'class' if federation.labelled else 'target'} and " if shown[0].label is not None else ""
+    rows = "windows" if kind == "text" and not federation.labelled else "rows"
+    return [f"{part}: {told}{title} of some {rows}", *(f"  {line}" for line in lines)]
 
 
 def example_data(federation: Federation, shown: Sequence[Example]) -> list[dict[str, Any]]:
-    """For programs: text as text, features as numbers, an image as where it is and its shape."""
+    """For programs: text as text, numbers as numbers, an image or spectrogram as where it is and its shape."""
     kind = kind_of(federation)
     return [
         {"part": each.part, "row": each.row, "label": each.label, kind: _plain(kind, each.values)} for each in shown
@@ -72,13 +86,14 @@ def example_data(federation: Federation, shown: Sequence[Example]) -> list[dict[
 
 
 def picture(federation: Federation, client: int, path: Path) -> None:
-    """Draw some of a client's images, a line of them for each part.
+    """Draw some of a client's images, spectrograms or series, a line of them for each part.
 
     Raises:
-        DataError: the rows are no images, another suffix than .svg, .png or .pdf, or the file cannot be written.
+        DataError: the rows are nothing to draw, another suffix than .svg, .png or .pdf, or the file cannot be written.
     """
-    if (kind := kind_of(federation)) != "image":
-        raise DataError(f"--picture draws images, and the rows of {federation.corpus} are {kind}; leave it out")
+    if (kind := kind_of(federation)) not in ("image", "spectrogram", "series"):
+        drawn = "--picture draws images, spectrograms and series"
+        raise DataError(f"{drawn}, and the rows of {federation.corpus} are {kind}; leave it out")
     from fedsim.data.picture import check_suffix, save
 
     check_suffix(path)
@@ -91,41 +106,61 @@ def picture(federation: Federation, client: int, path: Path) -> None:
     for panel in panels.flat:
         panel.axis("off")
     for line, found in zip(panels, parts, strict=False):
-        for panel, image, each in zip(line, _scaled([each.values for each in found]), found, strict=False):
-            panel.imshow(image if image.ndim == 3 else 1 - image, cmap="gray", vmin=0, vmax=1)
-            panel.set_title(f"{each.part} {each.row}: {each.label}", fontsize=7)
+        for panel, each, image in zip(line, found, _drawn(kind, found), strict=False):
+            if kind == "series":
+                panel.plot(each.values[:, 0], color="0.25", linewidth=1)
+            else:
+                panel.imshow(image if image.ndim == 3 else 1 - image, cmap="gray", vmin=0, vmax=1)
+            told = "" if each.label is None else f": {each.label}"
+            panel.set_title(f"{each.part} {each.row}{told}", fontsize=7)
     save(figure, path)
 
 
 def _of_part(federation: Federation, client: int, part: Part, count: int) -> list[Example]:
-    """Rows of one part: the first of every class, then others, in order."""
+    """Rows of one part: the first of every class where there are classes, then others, in order."""
     rows = federation.rows(client, part)
-    if federation.task == "next-token":
-        return [Example(part, row, None, rows.x[row]) for row in range(min(count, len(rows.x)))]
-    _, first = np.unique(rows.y, return_index=True)
-    others = np.setdiff1d(np.arange(len(rows.y)), first)
-    chosen = sorted([*np.sort(first), *others][:count])
-    return [Example(part, int(row), str(federation.classes[rows.y[row]]), rows.x[row]) for row in chosen]
+    chosen = list(range(min(count, len(rows.x))))
+    if federation.labelled:
+        _, first = np.unique(rows.y, return_index=True)
+        others = np.setdiff1d(np.arange(len(rows.y)), first)
+        chosen = sorted([*np.sort(first), *others][:count])
+    return [Example(part, int(row), _label(federation, rows.y[row]), rows.x[row]) for row in chosen]
+
+
+def _label(federation: Federation, target: np.ndarray) -> str | None:
+    if federation.labelled:
+        return str(federation.classes[int(target)])
+    numbers = np.atleast_1d(target)
+    if numbers.ndim > 1 or len(numbers) > _MOST_TARGETS or numbers.dtype == np.uint8:  # bytes are no numbers
+        return None
+    return " ".join(f"{number:.4g}" for number in numbers)
+
+
+def _drawn(kind: Kind, shown: Sequence[Example]) -> list[np.ndarray]:
+    """Rows as `_scaled` images; a spectrogram [1, frames, bands] with its time to the right and high tones on top."""
+    if kind == "spectrogram":
+        return _scaled([each.values.transpose(0, 2, 1)[:, ::-1] for each in shown])
+    return _scaled([each.values for each in shown])
 
 
 def _scaled(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """[C, H, W] images as [H, W], or [H, W, 3] in colour, from 0 to 1 over all of them together."""
+    """[C, H, W] images as [H, W], or [H, W, 3] in colour, from 0 to 1 over all of them together; others alike."""
     stacked = np.stack(images).astype(np.float64)
     low, high = float(stacked.min()), float(stacked.max())
     unit = (stacked - low) / (high - low) if high > low else np.zeros_like(stacked)
     return [image.transpose(1, 2, 0) if len(image) == 3 else image.mean(axis=0) for image in unit]
 
 
-def _thumbnails(shown: Sequence[Example]) -> list[str]:
+def _thumbnails(kind: Kind, shown: Sequence[Example]) -> list[str]:
     """Thumbnails side by side with their class under them, as many as fit."""
-    grey = [image.mean(axis=2) if image.ndim == 3 else image for image in _scaled([each.values for each in shown])]
+    grey = [image.mean(axis=2) if image.ndim == 3 else image for image in _drawn(kind, shown)]
     drawn = [blocks(image) for image in grey]
     width = len(drawn[0][0])
     abreast = max(1, (WIDTH - 2 + _GAP) // (width + _GAP))
     lines: list[str] = []
     for start in range(0, len(drawn), abreast):
         some = drawn[start : start + abreast]
-        labels = [f"{each.row}: {each.label}"[:width].ljust(width) for each in shown[start : start + abreast]]
+        labels = [f"{each.row}: {each.label or ''}"[:width].ljust(width) for each in shown[start : start + abreast]]
         rows = [*zip(*some, strict=True), tuple(labels)]
         lines += [("  " + (" " * _GAP).join(row)).rstrip() for row in rows]
     return lines
@@ -151,21 +186,36 @@ def _resized(image: np.ndarray, lines: int) -> np.ndarray:
 
 
 def _plain(kind: Kind, values: np.ndarray) -> Any:
-    if kind == "image":
+    if kind in ("image", "spectrogram"):
         return {"shape": list(values.shape)}
     return _decoded(values) if kind == "text" else values.tolist()
 
 
 def _text(example: Example) -> str:
-    text = _decoded(example.values).replace("\n", "⏎")
+    text = _told(example) + _decoded(example.values).replace("\n", "⏎")
     return "".join(sign if sign.isprintable() else "·" for sign in text)[: WIDTH - 2]
 
 
 def _decoded(values: np.ndarray) -> str:
-    return values.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+    return values.astype(np.uint8).tobytes().rstrip(b"\0").decode("utf-8", errors="replace")  # zeros fill up a row
+
+
+def _series(example: Example, column: Mapping[str, Any]) -> str:
+    """The first value of every step, in units of its column, as a line of blocks from its lowest to its highest."""
+    values = example.values[:, :1] * float(column.get("std", 1)) + float(column.get("mean", 0))
+    values = np.expm1(values.astype(np.float64)) if column.get("log") else values
+    values = _resized(values, min(len(values), _STEPS))[:, 0]
+    low, high = float(values.min()), float(values.max())
+    unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    levels = np.minimum((unit * len(_LEVELS)).astype(int), len(_LEVELS) - 1)
+    return f"{_told(example)}{''.join(_LEVELS[level] for level in levels)} {low:.3g} to {high:.3g}"[: WIDTH - 2]
+
+
+def _told(example: Example) -> str:
+    return "" if example.label is None else f"{example.label}: "
 
 
 def _features(example: Example) -> str:
     numbers = " ".join(f"{value:.4g}" for value in example.values.ravel()[:40])
-    text = f"{example.label}: {numbers}"
+    text = f"{_told(example)}{numbers}"
     return text if len(text) <= WIDTH - 2 else f"{text[: WIDTH - 6]} ..."

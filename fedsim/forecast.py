@@ -19,7 +19,7 @@ _MEASURED_STEPS = 20
 CLIENT_ROW_BYTES, METRIC_ROW_BYTES, PRIVACY_ROW_BYTES, ROUND_ROW_BYTES, STATE_ROW_BYTES = 90, 58, 28, 280, 30
 """Of rows of `run.db`, a metric's besides its short name: pages by table (SQLite's `dbstat`) over rows.
 
-From quickstart (60 rounds, with and without privacy) and mnist-mlp (20 rounds); states' by their columns.
+From quickstart (60 rounds, with and without privacy) and mnist-2nn (20 rounds); states' by their columns.
 `benchmarks/commits.py` measures clients' rows by the million.
 """
 EMPTY_BYTES = 66_000

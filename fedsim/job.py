@@ -5,10 +5,8 @@ which builds model and algorithm from it by itself; the federation's arrays are 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,16 @@ from fedsim.algorithm import Algorithm
 from fedsim.cohorts import CohortRule, Cohorts, dropouts, expected_size, largest_size
 from fedsim.compiled import Libraries, libraries_of
 from fedsim.composition import algorithm_of, check_algorithm, check_driven
-from fedsim.data.build import build
-from fedsim.data.corpus import PREDICTS_NEXT, Corpus, Folders
+from fedsim.data import given
+from fedsim.data.corpus import PREDICTS_NEXT, Folders
 from fedsim.data.federation import Federation, Rows
-from fedsim.data.population import Population, spread
-from fedsim.errors import DataError, FedsimError, PrivacyError, ScenarioError
+from fedsim.errors import DataError, PrivacyError, ScenarioError, named
+from fedsim.federating import DataSource, federate, own_of
 from fedsim.machine import available_memory
-from fedsim.model import Known, check_model, check_size, make_model, model_name, model_reference
+from fedsim.model import Known, check_model, check_size, make_model, model_name
+from fedsim.origins import Origin, origins, reference
+from fedsim.own import NOTHING, Own, OwnProblem, with_own
+from fedsim.own_trial import check_own
 from fedsim.parameters import layout_of
 from fedsim.privacy.example import private_module
 from fedsim.privacy.ledger import EVERYBODY
@@ -36,10 +37,11 @@ from fedsim.privacy.plan import Plan
 from fedsim.privacy.requests import AdaptiveClipping, ClientPrivacy, ExamplePrivacy, LocalPrivacy
 from fedsim.problem import Problem, problem_for
 from fedsim.scenario import Scenario
+from fedsim.stock import TREES
 from fedsim.tables import Engine
 
 ModelSource = str | Callable[..., nn.Module]
-CorpusSource = Callable[[Folders], Corpus | Population]
+_TRIED = 64  # rows on which own losses and metrics are tried
 _WORKER_BYTES = 150_000_000  # of its own that a process has once torch is imported; 170 MB were measured
 
 
@@ -56,6 +58,9 @@ class Job:
         attackers: clients that follow the adversary, sorted.
         apart: [K] everybody's train rows before one client got them all, for a pooled algorithm; else None.
         compiled: the local step under `engine.compile`, else None.
+        own: the user's loss, metrics and transform, as they were given.
+        lengths: of what own metrics sum up.
+        origins: where what is the user's own was written, with its reference.
     """
 
     scenario: Scenario
@@ -66,6 +71,9 @@ class Job:
     attackers: tuple[int, ...] = ()
     apart: np.ndarray | None = None
     compiled: Libraries | None = None
+    own: Own = NOTHING
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    origins: Sequence[tuple[str, Origin]] = ()
 
     @property
     def rule(self) -> CohortRule:
@@ -130,11 +138,21 @@ class Job:
 
     def build_problem(self) -> Problem:
         """Loss, statistics and metrics of the task."""
-        return problem_of(self.federation, self.scenario.folder)
+        return with_own(
+            problem_of(self.federation, self.scenario.folder),
+            self.own,
+            self.scenario.task.headline,
+            self.scenario.folder,
+            self.lengths,
+        )
 
 
 def prepare(
-    scenario: Scenario, folders: Folders, model: ModelSource | None = None, data: CorpusSource | None = None
+    scenario: Scenario,
+    folders: Folders,
+    model: ModelSource | None = None,
+    data: DataSource | None = None,
+    own: Own = NOTHING,
 ) -> Job:
     """Load the data, split them over clients, and check that everything fits together.
 
@@ -142,23 +160,35 @@ def prepare(
         scenario: what to run.
         folders: where data files are looked for.
         model: a factory or class to use instead of the scenario's model.
-        data: a function to use instead of the scenario's data source.
+        data: a function or arrays to use instead of the scenario's data source.
+        own: loss, metrics and transform instead of the scenario's.
 
     Raises:
         FedsimError: the first thing that does not fit, in one line.
     """
-    return prepare_on(federate(scenario, folders, data), scenario, model, data)
+    return prepare_on(federate(scenario, folders, data, own), scenario, model, data, own)
 
 
 def prepare_on(
-    federation: Federation, scenario: Scenario, model: ModelSource | None = None, data: CorpusSource | None = None
+    federation: Federation,
+    scenario: Scenario,
+    model: ModelSource | None = None,
+    data: DataSource | None = None,
+    own: Own = NOTHING,
 ) -> Job:
     """`prepare` with data that are loaded and split already, as `federate` gives them."""
     with named(scenario.origin):
-        return _prepared(federation, scenario, model, data)
+        return _prepared(federation, scenario, model, data, own_of(scenario, own))
 
 
-def _prepared(federation: Federation, scenario: Scenario, model: ModelSource | None, data: CorpusSource | None) -> Job:
+def _prepared(
+    federation: Federation, scenario: Scenario, model: ModelSource | None, data: DataSource | None, own: Own
+) -> Job:
+    if model is None and scenario.model.name == TREES:
+        raise ScenarioError(
+            f"model.name = {TREES!r}: only `fedsim run` grows trees; there is no checkpoint to go on from, no round to "
+            "look at again and nothing to forecast"
+        )
     check_cohort(scenario, federation.clients)
     algorithm, apart = algorithm_of(scenario), None
     if algorithm.pooled:
@@ -166,29 +196,67 @@ def _prepared(federation: Federation, scenario: Scenario, model: ModelSource | N
     source = algorithm.model or (model if model is not None else scenario.model.name)
     _check_machine(scenario, source, federation)
     module = _model(scenario, source, federation)
-    problem = problem_of(federation, scenario.folder)
+    problem = with_own(problem_of(federation, scenario.folder), own, scenario.task.headline, scenario.folder)
     _check_rows(problem, federation)
     few = federation.first_rows
-    check_model(model_name(source), module, problem, few.x, few.y)
+    check_model(model_name(source), module, problem, _with_last_token(few.x, federation.vocabulary), few.y)
+    lengths = check_own(problem, own, module, *_some_rows(federation)) if isinstance(problem, OwnProblem) else {}
     check_algorithm(algorithm, scenario, module, layout_of(module), federation.clients)
     check_driven(algorithm, scenario, int((federation.train_rows > 0).sum()))
     privacy = plan_of(scenario, federation, algorithm)
     if privacy is not None and federation.preprocessing.get("fitted_on_rows"):
         raise PrivacyError(
-            f"privacy.{privacy.level}: data {scenario.data.name!r} scale columns by the rows of all clients, so that "
-            "one row moves all others, which epsilon does not cover; scale the file by public numbers and set "
-            "data.standardise = false"
+            f"privacy.{privacy.level}: data {scenario.data.name!r} scale columns by clients' rows, so that one row "
+            "moves others and what is saved with the model, which epsilon does not cover; declare ranges in "
+            'data.schema and set data.preprocess.kind = "constants"'
         )
     if scenario.privacy.example is not None:
         twin = private_module(module, model_name(source))
         twin.module(problem.inputs(few.x[:1]))  # the first pass tries its per-example gradients
     attacking = _attackers(scenario, federation, algorithm)
-    named_data = scenario.data.name if data is None else model_reference(data)
+    named_data = scenario.data.name if data is None else _named(data)
     compiled = None
     if scenario.engine.compile:
         most = federation.rows(int(np.argmax(federation.train_rows)), "train")  # one row would mix with itself alone
         compiled = _compiled(scenario, algorithm, module, model_name(source), problem, federation, most)
-    return Job(scenario, federation, source, named_data, privacy, attacking, apart, compiled)
+    written = _written(scenario, [source, data if callable(data) else scenario.data.name, federation.task], own)
+    return Job(
+        scenario,
+        federation,
+        source,
+        named_data,
+        privacy,
+        attacking,
+        apart,
+        compiled,
+        own=own,
+        lengths=lengths,
+        origins=written,
+    )
+
+
+def _named(data: DataSource) -> str:
+    return reference(data) if callable(data) else given.NAME
+
+
+def _some_rows(federation: Federation) -> Rows:
+    """Rows of many clients, as far as they are in memory."""
+    if federation.source is not None:
+        return federation.first_rows
+    places = np.unique(np.linspace(0, len(federation.x) - 1, _TRIED).astype(int))
+    return Rows(federation.x[places], federation.y[places])
+
+
+def _written(scenario: Scenario, parts: Sequence[object], own: Own) -> list[tuple[str, Origin]]:
+    """Where what is the user's own was written."""
+    found: list[tuple[str, Origin]] = []
+    for name, part in [*((reference(part), part) for part in parts), *own.parts()]:
+        if isinstance(part, str):
+            file = scenario.folder / part.partition(":")[0]
+            found += [(name, file)] if ":" in part and registry.is_file(file) else []
+        else:
+            found += [(name, origin) for origin in origins(part)]
+    return found
 
 
 def _compiled(
@@ -222,34 +290,6 @@ def _steps_on(scenario: Scenario, rows: int) -> int:
     return train.steps or (train.epochs or 1) * -(-rows // train.batch_size)
 
 
-def federate(scenario: Scenario, folders: Folders, data: CorpusSource | None = None) -> Federation:
-    """The scenario's corpus, split and partitioned."""
-    with named(scenario.origin):
-        return _federated(scenario, folders, data)
-
-
-@contextmanager
-def named(origin: str) -> Iterator[None]:
-    """Say in which scenario a mistake was made."""
-    try:
-        yield
-    except FedsimError as error:
-        raise type(error)(f"{origin}: {error}") from error
-
-
-def _federated(scenario: Scenario, folders: Folders, data: CorpusSource | None) -> Federation:
-    corpus, split, least = _corpus(scenario, folders, data), scenario.data.split, scenario.data.min_rows
-    shares, seed, partition = (split.train, split.validation, split.test), scenario.seed, scenario.data.partition
-    if isinstance(corpus, Corpus):
-        return build(corpus, seed, partition, central=split.central, shares=shares, min_rows=least)
-    if partition != {"kind": "natural"}:
-        raise ScenarioError(
-            f'data.partition: data {corpus.name!r} come client by client; write partition = {{ kind = "natural" }}'
-        )
-    opening = partial(_population, scenario, folders, data)
-    return spread(opening, seed, central=split.central, shares=shares, min_rows=least)
-
-
 def check_cohort(scenario: Scenario, clients: int) -> None:
     """Refuse a cohort of more clients than there are, and more replies than a cohort can give."""
     size, needed = scenario.cohort.size, scenario.cohort.min_replies
@@ -268,7 +308,16 @@ def check_cohort(scenario: Scenario, clients: int) -> None:
 def problem_of(federation: Federation, folder: Path) -> Problem:
     """Loss, statistics and metrics of what is learned from a federation's rows."""
     shapes = tuple(federation.x.shape[1:]), tuple(federation.y.shape[1:])
-    return problem_for(federation.task, federation.classes, *shapes, folder)
+    return problem_for(federation.task, federation.classes, *shapes, folder, federation.preprocessing.get("target"))
+
+
+def _with_last_token(x: np.ndarray, vocabulary: int | None) -> np.ndarray:
+    """A few rows, of tokens with the last that there is: too small an embedding fails now and not at a client."""
+    if vocabulary is None:
+        return x
+    tried = x.copy()
+    tried[0].flat[0] = vocabulary - 1
+    return tried
 
 
 def _check_rows(problem: Problem, federation: Federation) -> None:
@@ -340,25 +389,6 @@ def _adversary(scenario: Scenario, federation: Federation) -> Adversary | None:
     return make_adversary(table, federation, scenario.folder)
 
 
-def _population(scenario: Scenario, folders: Folders, data: CorpusSource | None) -> Population:
-    """The population that a scenario names, once it is known to be one; in every process that needs its rows."""
-    population = _corpus(scenario, folders, data)
-    assert isinstance(population, Population)
-    return population
-
-
-def _corpus(scenario: Scenario, folders: Folders, data: CorpusSource | None) -> Corpus | Population:
-    if data is not None:
-        return data(folders)
-    table = scenario.data
-    function = registry.find("fedsim.data.sources", table.name, scenario.folder, "data.name")
-    arguments = registry.bind(function, table.settings, "data", reserved=("folders",), own=type(table).model_fields)
-    corpus = registry.call(function, f"data {table.name}", folders=folders, **arguments)
-    if not isinstance(corpus, Corpus | Population):
-        raise ScenarioError(f"data.name: {table.name} returned {type(corpus).__name__}, not a Corpus or a Population")
-    return corpus
-
-
 def plan_of(scenario: Scenario, federation: Federation, algorithm: Algorithm) -> Plan | None:
     """What the scenario promises, with its noise solved."""
     asked, rule, rounds = scenario.privacy, scenario.cohort.rule, scenario.rounds
@@ -378,7 +408,7 @@ def _example_plan(scenario: Scenario, federation: Federation, algorithm: Algorit
     assert scenario.privacy.example is not None
     table = scenario.privacy.example.model_dump()
     unit = table.pop("unit")
-    name = unit or ("row" if federation.task != "next-token" else f"window of {federation.x.shape[1] + 1} tokens")
+    name = unit or ("row" if federation.task not in PREDICTS_NEXT else f"window of {federation.x.shape[1] + 1} tokens")
     return plan_example(
         ExamplePrivacy(**table),
         federation.train_rows if unit is None else _units(federation, unit),

@@ -105,23 +105,6 @@ def model_name(model: str | Factory) -> str:
     return model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
 
 
-def model_reference(model: str | Callable[..., Any]) -> str:
-    """Where a model (or data) is to be found again: the scenario's word, or module:qualname of a Python object."""
-    if isinstance(model, str):
-        return model
-    definition = _definition(model)
-    return f"{definition.__module__}:{definition.__qualname__}"
-
-
-def model_files(model: str | Factory) -> list[Path]:
-    """The file in which a Python object was written, if it is in one; the scenario knows those that it names."""
-    try:
-        file = None if isinstance(model, str) else inspect.getsourcefile(_definition(model))
-    except (TypeError, OSError):  # compiled, or typed at a prompt
-        file = None
-    return [Path(file)] if file is not None and Path(file).is_file() else []
-
-
 def check_model(name: str, module: nn.Module, problem: Problem, x: np.ndarray | Tensor, y: np.ndarray | Tensor) -> None:
     """Try a model on the first two rows, in evaluation mode and without gradients.
 
@@ -148,12 +131,6 @@ def _given(settings: Mapping[str, Any]) -> str:
     """The sizes that a scenario sets, as the subject of a sentence."""
     sizes = [f"model.{key} = {value}" for key, value in settings.items() if isinstance(value, int | list | tuple)]
     return f"{' and '.join(sizes)} {'are' if len(sizes) > 1 else 'is'}" if sizes else "for these rows it is"
-
-
-def _definition(factory: Factory) -> Any:
-    """The class or function behind a factory, which may be a functools.partial or an object that can be called."""
-    plain = getattr(factory, "func", factory)
-    return plain if hasattr(plain, "__qualname__") else type(plain)
 
 
 def _factory(model: str | Factory, folder: Path) -> Factory:

@@ -15,8 +15,8 @@ import numpy as np
 from fedsim.cohorts import expected_size
 from fedsim.composition import algorithm_of, check_algorithm
 from fedsim.data.corpus import Folders
-from fedsim.errors import FedsimError, ScenarioError
-from fedsim.job import check_cohort, named, plan_of
+from fedsim.errors import FedsimError, ScenarioError, named
+from fedsim.job import check_cohort, plan_of
 from fedsim.local import Work
 from fedsim.planning import jobs
 from fedsim.privacy.accountant import Charge, epsilons, largest

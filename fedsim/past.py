@@ -16,10 +16,12 @@ from flwr.app import ConfigRecord
 from fedsim.driving import Driven, StockStrategy, strategy_for
 from fedsim.engine.inline import InlineEngine
 from fedsim.errors import RunFolderError, ScenarioError
+from fedsim.federating import DataSource
 from fedsim.flower import AlgorithmStrategy
 from fedsim.grid import SimulatedGrid, client_number, silenced
-from fedsim.job import CorpusSource, Job, ModelSource
+from fedsim.job import Job, ModelSource
 from fedsim.local import Received, Work, one_thread
+from fedsim.own import NOTHING, Own
 from fedsim.parameters import fingerprint, to_record
 from fedsim.progress import Progress
 from fedsim.reading import Records, RoundRow
@@ -71,7 +73,8 @@ def reopen(
     *,
     settings: Sequence[str] = (),
     model: ModelSource | None = None,
-    data: CorpusSource | None = None,
+    data: DataSource | None = None,
+    own: Own = NOTHING,
     data_dir: Path | None = None,
 ) -> Past:
     """Open a run to go back to.
@@ -79,6 +82,7 @@ def reopen(
     Args:
         path: the run's folder.
         settings, model, data, data_dir: as for `resume`.
+        own: loss, metrics and transform, as for `resume`.
 
     Raises:
         RunFolderError: no run folder, or one of an earlier version.
@@ -91,7 +95,7 @@ def reopen(
         raise RunFolderError(
             f"{path} was written by an earlier fedsim, with schema {version}; show and export read it, nothing else"
         )
-    job, _ = restored_jobs(path, stored(path, None, settings), model, data, data_dir)
+    job, _ = restored_jobs(path, stored(path, None, settings), model, data, own, data_dir)
     cohort = job.scenario.cohort.model_copy(update={"client_timeout": None})
     job = replace(job, scenario=job.scenario.model_copy(update={"cohort": cohort}))
     return Past(path, job, Work(job), rounds)

@@ -10,13 +10,17 @@ from fedsim.companions import Companion
 from fedsim.composition import algorithm_of
 from fedsim.data.corpus import Folders
 from fedsim.environment import environment
+from fedsim.errors import named
+from fedsim.federating import DataSource, federate
 from fedsim.forecast import Line
 from fedsim.forecast import forecast as forecast_work
-from fedsim.job import CorpusSource, Job, ModelSource, federate, named, prepare_on
+from fedsim.job import Job, ModelSource, prepare_on
 from fedsim.local import Work
 from fedsim.machine import cores
-from fedsim.model import model_reference
+from fedsim.origins import Origin, names, reference
+from fedsim.own import NOTHING, Own
 from fedsim.scenario import Scenario
+from fedsim.stock import TREES
 from fedsim.stopping import Watch
 
 _CUT_BY_FAST = ("rounds", "train.steps", "train.epochs")
@@ -41,11 +45,10 @@ def forecast(scenario: Scenario, data_dir: Path | None) -> list[Line]:
 
 def fast(scenario: Scenario) -> Scenario:
     """The same scenario cut down to a check of all its parts: two clients, two batches, one evaluation."""
-    cuts: dict[str, Any] = {
-        "rounds": 1,
-        "train.steps": 2,
-        "stop": {},
-    }
+    cuts: dict[str, Any] = {"rounds": 1, "stop": {}}
+    if scenario.model.name == TREES:  # every client grows one, and a Flower Strategy draws the cohort
+        return scenario.changed(cuts)
+    cuts["train.steps"] = 2
     with named(scenario.origin):
         draws = algorithm_of(scenario).flower is None
     if draws:  # a Flower Strategy has a rule of its own
@@ -59,24 +62,36 @@ def fast(scenario: Scenario) -> Scenario:
 
 
 def jobs(
-    scenario: Scenario, folders: Folders, model: ModelSource | None = None, data: CorpusSource | None = None
+    scenario: Scenario,
+    folders: Folders,
+    model: ModelSource | None = None,
+    data: DataSource | None = None,
+    own: Own = NOTHING,
 ) -> tuple[Job, list[Companion]]:
     """The job, and those to be run beside it; whatever is wrong is told before anything starts."""
     beside = companions.scenarios(scenario)
-    federation = federate(scenario, folders, data)
-    job = prepare_on(federation, scenario, model, data)
+    federation = federate(scenario, folders, data, own)
+    job = prepare_on(federation, scenario, model, data, own)
     Watch.of(scenario, job.build_problem(), job.federation)
-    return job, [companions.companion(place, each, federation, model, data) for place, each in beside.items()]
+    return job, [companions.companion(place, each, federation, model, data, own) for place, each in beside.items()]
+
+
+def sources(job: Job) -> list[Origin]:
+    """The user's own files and notebook cells that a job was made of."""
+    return [*job.scenario.own_files(), *(origin for _, origin in job.origins)]
 
 
 def provenance(job: Job) -> dict[str, Any]:
     """What a run's bits depend on besides its scenario; `environment.json`."""
+    named = names(sources(job))
     return environment(
         job.federation.digest,
         corpus=job.federation.corpus,
         data=job.data,
-        model=model_reference(job.model),
+        model=reference(job.model),
         scenario_folder=job.scenario.folder,
         noise=(job.privacy.noise_multiplier, job.privacy.max_participations) if job.privacy is not None else None,
         compiled=job.compiled.digest if job.compiled is not None else None,
+        own=job.own.references(),
+        origins={name: named[origin] for name, origin in job.origins},
     )

@@ -7,10 +7,10 @@ made of. `evaluate` runs a model over rows.
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -96,6 +96,7 @@ def problem_for(
     inputs: tuple[int, ...] = (),
     targets: tuple[int, ...] = (),
     folder: Path = Path(),
+    target: Mapping[str, Any] | None = None,
 ) -> Problem:
     """The problem of a task: one of `fedsim.tasks`, or a user's own `file.py:name`.
 
@@ -104,12 +105,13 @@ def problem_for(
         classes: names of the classes; none where rows have none.
         inputs, targets: shapes of one row and of its target.
         folder: where a user's file is looked for.
+        target: what the data declare of a number to be predicted: "mean", "std", "range".
 
     Raises:
         ScenarioError: there is no such task.
     """
     make = registry.find("fedsim.tasks", task, folder, "task")
-    known = {"classes": tuple(classes), "inputs": inputs, "targets": targets}
+    known = {"classes": tuple(classes), "inputs": inputs, "targets": targets, "target": target or {}}
     wanted = inspect.signature(make).parameters
     return cast(Problem, make(**{name: value for name, value in known.items() if name in wanted}))
 

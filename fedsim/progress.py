@@ -93,7 +93,7 @@ class Lines:
         if not self._columns:
             self._columns = tuple(shown)
             self._width = 11 if len(shown) < 4 else 10
-            heads = "".join(f"{name:>{self._width}}" for name in self._columns)
+            heads = "".join(f"{shortened(name, self._width - 1):>{self._width}}" for name in self._columns)
             epsilon = " epsilon" if record.epsilon is not None else ""
             self._print(f" round{heads}  failed{epsilon}   s/round    left")
         self._seconds, self._lines = self._seconds + record.seconds, self._lines + 1

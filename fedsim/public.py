@@ -31,7 +31,7 @@ STATEMENT, CARD, SCENARIO, BEST, LAST = FILES = (
 _ALL_ROUNDS = "rounds"
 _COVERED_ENDS = (_ALL_ROUNDS, "budget", "target", "patience", "diverged")
 """What may end a run: declared numbers, and rules that read noised models and the server's held-out rows."""
-_ARCHITECTURE = ("model", "settings", "input_shape", "parameters")
+_ARCHITECTURE = ("model", "settings", "input_shape", "input_type", "outputs", "vocabulary", "parameters")
 _MECHANISM = (
     *("level", "delta", "mechanism", "noise_multiplier", "clip", "adaptive_clip", "clipping", "tree_rounds", "divisor"),
     *("unit", "relation", "adversary", "accountant", "covers", "charged", "max_participations", "rounds"),
@@ -253,7 +253,7 @@ def _contents(card: Mapping[str, Any], personal: bool) -> list[str]:
     lines = [
         f"{BEST}: the model after round {card['best_round']}, {how}",
         f"{LAST}: the model after round {card['last_round']}, the last",
-        f"{CARD}: its architecture, preprocessing, classes and figures",
+        f"{CARD}: its architecture, preprocessing, classes and figures; `fedsim.load` of this folder builds it",
         f"{SCENARIO}: what was run",
     ]
     if ":" in own:

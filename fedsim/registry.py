@@ -57,6 +57,18 @@ def from_file(reference: str, folder: Path, what: str) -> Callable[..., Any]:
     Raises:
         ScenarioError: no such file or name, the file cannot be imported, or the name is nothing to call.
     """
+    found = written_in(reference, folder, what)
+    if not callable(found):
+        raise ScenarioError(f"{what}: {reference!r} is of type {type(found).__name__}; name a function or class")
+    return cast(Callable[..., Any], found)
+
+
+def written_in(reference: str, folder: Path, what: str) -> Any:
+    """Whatever `file.py:name` names.
+
+    Raises:
+        ScenarioError: no such file or name, or the file cannot be imported.
+    """
     file, _, attribute = reference.partition(":")
     if not is_file(folder / file) or not attribute:
         raise ScenarioError(f"{what}: {reference!r} should be file.py:name, and there is no file {folder / file}")
@@ -64,10 +76,7 @@ def from_file(reference: str, folder: Path, what: str) -> Callable[..., Any]:
     module = _load(path, what)
     if not hasattr(module, attribute):
         raise ScenarioError(f"{what}: {path.name} defines no {attribute!r}.{nearest(attribute, vars(module))}")
-    found = getattr(module, attribute)
-    if not callable(found):
-        raise ScenarioError(f"{what}: {reference!r} is of type {type(found).__name__}; name a function or class")
-    return cast(Callable[..., Any], found)
+    return getattr(module, attribute)
 
 
 def _load(path: Path, what: str) -> ModuleType:

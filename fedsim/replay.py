@@ -14,9 +14,11 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.algorithm import Local, Upload
 from fedsim.errors import ClientError, Interrupted
-from fedsim.job import CorpusSource, ModelSource
+from fedsim.federating import DataSource
+from fedsim.job import ModelSource
 from fedsim.local import Contribution, Work, one_thread
 from fedsim.overview import figure
+from fedsim.own import NOTHING, Own
 from fedsim.past import Before, Past, before, reopen
 from fedsim.progress import Progress, Silent, wrapped
 from fedsim.records import ClientRow, finite
@@ -76,7 +78,8 @@ def replay(
     *,
     settings: Sequence[str] = (),
     model: ModelSource | None = None,
-    data: CorpusSource | None = None,
+    data: DataSource | None = None,
+    own: Own = NOTHING,
     data_dir: Path | None = None,
     progress: Progress | None = None,
     debug: bool = False,
@@ -88,6 +91,7 @@ def replay(
         round: a committed one, or the next, such as one whose failures ended the run.
         client: its number.
         settings, model, data, data_dir: as for `resume`.
+        own: loss, metrics and transform, as for `resume`.
         progress: is told which rounds are run again, and for how long.
         debug: start pdb at the first line of the client half, and where the client fails.
 
@@ -99,7 +103,7 @@ def replay(
     """
     progress = progress or Silent()
     progress.phase("loading the data")
-    past = reopen(path, settings=settings, model=model, data=data, data_dir=data_dir)
+    past = reopen(path, settings=settings, model=model, data=data, own=own, data_dir=data_dir)
     return done_again(past, round, client, progress, debug=debug)
 
 

@@ -13,13 +13,15 @@ from fedsim import scenario as scenarios
 from fedsim.companions import Companion, compared, folder_of
 from fedsim.companions import scenarios as companion_scenarios
 from fedsim.data.corpus import Folders
+from fedsim.data.transform import Transform
 from fedsim.engine import Engine, starting
 from fedsim.environment import decisive_differences, numerical_differences
 from fedsim.errors import RunFolderError, ScenarioError
-from fedsim.job import CorpusSource, Job, ModelSource
-from fedsim.model import model_files
+from fedsim.federating import DataSource
+from fedsim.job import Job, ModelSource
 from fedsim.observers import Observer
-from fedsim.planning import jobs, provenance
+from fedsim.own import NOTHING, Loss, Metric, Own
+from fedsim.planning import jobs, provenance, sources
 from fedsim.progress import Progress, Silent
 from fedsim.records import SCHEMA_VERSION
 from fedsim.rounds import create_folder, execute, succeeded
@@ -40,7 +42,10 @@ def resume(
     rounds: int | None = None,
     settings: Sequence[str] = (),
     model: ModelSource | None = None,
-    data: CorpusSource | None = None,
+    data: DataSource | None = None,
+    loss: str | Loss | None = None,
+    metrics: Sequence[str | Metric] = (),
+    transform: str | Transform | None = None,
     data_dir: Path | None = None,
     progress: Progress | None = None,
     observers: Sequence[Observer] = (),
@@ -51,7 +56,7 @@ def resume(
         path: the run's folder.
         rounds: of the whole run, instead of the scenario's; more than it had, to extend a finished one.
         settings: "engine.workers=2" and the like, of the tables engine, checkpoint, records and stop.
-        model, data: as they were given to `run`, if they were.
+        model, data, loss, metrics, transform: as they were given to `run`, if they were.
         data_dir, progress, observers: as for `run`.
 
     Raises:
@@ -76,7 +81,7 @@ def resume(
         raise ScenarioError(f"{path} has finished{early}; for more rounds: {more}")
     with starting(scenario.engine, progress.note) as started:
         progress.phase("loading the data")
-        job, beside = restored_jobs(path, scenario, model, data, data_dir)
+        job, beside = restored_jobs(path, scenario, model, data, Own(loss, metrics, transform), data_dir)
         with _reopened(path, job) as folder:
             progress.phase("starting the workers")
             engine = started()
@@ -146,7 +151,8 @@ def restored_jobs(
     path: Path,
     scenario: Scenario,
     model: ModelSource | None = None,
-    data: CorpusSource | None = None,
+    data: DataSource | None = None,
+    own: Own = NOTHING,
     data_dir: Path | None = None,
 ) -> tuple[Job, list[Companion]]:
     """The job of a run and those beside it, made anew and compared with what they were.
@@ -155,9 +161,9 @@ def restored_jobs(
         ScenarioError: they are not the same.
     """
     then = stored_environment(path)
-    _check_objects(path, scenario, then, model, data)
-    job, beside = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data)
-    now = {**provenance(job), "sources": source_hashes([*scenario.own_files(), *model_files(job.model)])}
+    _check_objects(path, scenario, then, model, data, own)
+    job, beside = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data, own)
+    now = {**provenance(job), "sources": source_hashes(sources(job))}
     if others := list(decisive_differences(then, now)):
         raise ScenarioError(f"{path} was made with something else, {'; '.join(others)}. Its own files are in sources/.")
     if then.get("noise") != now["noise"]:
@@ -180,19 +186,29 @@ def restored_jobs(
 
 
 def _check_objects(
-    path: Path, scenario: Scenario, then: dict[str, Any], model: ModelSource | None, data: CorpusSource | None
+    path: Path,
+    scenario: Scenario,
+    then: Mapping[str, Any],
+    model: ModelSource | None,
+    data: DataSource | None,
+    own: Own,
 ) -> None:
     """Ask for the Python objects that took the place of what the scenario names."""
-    if model is None and then.get("model") != scenario.model.name:
-        raise ScenarioError(
-            f"{path} used the model {then.get('model')} of a Python program; go on there with "
-            "fedsim.resume(path, model=...)"
-        )
-    if data is None and then.get("data") != scenario.data.name:
-        raise ScenarioError(
-            f"{path} used the data {then.get('data')} of a Python program; go on there with "
-            "fedsim.resume(path, data=...)"
-        )
+    task = scenario.task
+    parts = {
+        "model": (model, scenario.model.name),
+        "data": (data, scenario.data.name),
+        "loss": (own.loss, task.loss),
+        "metrics": (own.metrics or None, task.metrics or None),
+        "transform": (own.transform, scenario.data.transform),
+    }
+    for key, (given, named) in parts.items():
+        used = then.get(key)
+        if given is None and used != named:
+            what = ", ".join(used) if isinstance(used, list) else used
+            raise ScenarioError(
+                f"{path} used the {key} {what} of a Python program; go on there with fedsim.resume(path, {key}=...)"
+            )
 
 
 def _check_rounds(path: Path, scenario: Scenario, done: int) -> None:

@@ -22,18 +22,20 @@ from fedsim.checkpoints import Snapshot
 from fedsim.companions import compared, folder_of
 from fedsim.data.corpus import Folders
 from fedsim.data.federation import Part
+from fedsim.data.transform import Transform
 from fedsim.driving import quick_collections, strategy_for
 from fedsim.engine import Engine, starting
-from fedsim.errors import ClientError, FedsimError, Interrupted, StoppedByPolicy
+from fedsim.errors import ClientError, FedsimError, Interrupted, ScenarioError, StoppedByPolicy
+from fedsim.federating import DataSource
 from fedsim.flower import AlgorithmStrategy
 from fedsim.grid import DROPPED_OUT, Asked, SimulatedGrid, client_number
-from fedsim.job import CorpusSource, Job, ModelSource
+from fedsim.job import Job, ModelSource
 from fedsim.local import Work, one_thread
 from fedsim.measuring import Measuring, on_central_rows, on_clients_rows, together
-from fedsim.model import model_files
 from fedsim.observers import Observer
+from fedsim.own import Loss, Metric, Own
 from fedsim.parameters import Weights, fingerprint, to_record
-from fedsim.planning import as_scenario, jobs, provenance
+from fedsim.planning import as_scenario, jobs, provenance, sources
 from fedsim.privacy.accountant import rounded_up
 from fedsim.privacy.ledger import EVERYBODY, Ledger
 from fedsim.progress import Progress, Silent
@@ -44,15 +46,20 @@ from fedsim.scenario import Scenario
 from fedsim.signals import Interrupts
 from fedsim.stackable import settled
 from fedsim.states import ClientStates
+from fedsim.stock import TREES
 from fedsim.stopping import Stop, Watch, after_replies, largest_updates
 from fedsim.summary import Ending, Result, heading, live_figures, model_card, notes, summarise
+from fedsim.trees import running as trees
 
 
 def run(
     scenario: Scenario | Mapping[str, Any] | str | Path,
     *,
     model: ModelSource | None = None,
-    data: CorpusSource | None = None,
+    data: DataSource | None = None,
+    loss: str | Loss | None = None,
+    metrics: Sequence[str | Metric] = (),
+    transform: str | Transform | None = None,
     data_dir: Path | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
@@ -63,7 +70,11 @@ def run(
     Args:
         scenario: a scenario, its values, a TOML file, or the name of one that comes with fedsim.
         model: a class or function to use instead of the scenario's model.
-        data: a function (folders) -> Corpus to use instead of the scenario's data source.
+        data: instead of the scenario's data source, a function that gives a `Corpus`, and is given `folders` and
+            `seed` as far as it has parameters of these names; or arrays (x, y) or (x, y, client).
+        loss: instead of the task's, (output, target) -> each row's loss [B].
+        metrics: beside the task's.
+        transform: of inputs, x [N, ...] -> x [N, ...], each row by itself.
         data_dir: where data sets are looked for first.
         out: the run folder, which must not exist; runs/<time>-<scenario>-<id>/ by default.
         progress: is told what goes on; nothing is printed by default.
@@ -78,9 +89,14 @@ def run(
     scenario = as_scenario(scenario)
     progress = progress or Silent()
     check_out(out)
+    own = Own(loss, metrics, transform)
+    if model is None and scenario.model.name == TREES:
+        if own.parts():
+            raise ScenarioError(f"model.name = {TREES!r}: trees take no loss, metrics or transform of one's own")
+        return trees.run(scenario, data=data, data_dir=data_dir, out=out, progress=progress, observers=observers)
     with starting(scenario.engine, progress.note) as started:
         progress.phase("loading the data")
-        job, beside = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data)
+        job, beside = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data, own)
         progress.phase("starting the workers")
         engine = started()
         job, reason = settled(job)
@@ -124,7 +140,7 @@ def create_folder(job: Job, out: Path | None) -> RunFolder:
         out,
         Path(scenario.origin).stem,
         scenario.to_toml(),
-        [*scenario.own_files(), *model_files(job.model)],
+        sources(job),
         provenance(job),
         keep=scenario.checkpoint.keep,
     )

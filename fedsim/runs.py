@@ -4,7 +4,6 @@ A round is committed as its checkpoint first, then one database transaction that
 kill at any instant loses at most the round in progress.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,11 +20,12 @@ from torch import Tensor
 from fedsim import checkpoints, records
 from fedsim.checkpoints import Snapshot
 from fedsim.errors import RunFolderError
+from fedsim.origins import Origin, contents
 from fedsim.parameters import Layout, Weights, fingerprint
 from fedsim.reading import Records, RoundRow
 from fedsim.records import CheckpointFiles, ClientRow, Event, LedgerRow, RoundRecord, StateRow
 from fedsim.states import STATES, Kept, named_states, states_file
-from fedsim.stored import reading, source_names
+from fedsim.stored import reading, source_hashes
 
 _LONGEST_SLUG = 80  # a file system allows 255 bytes for the whole name
 
@@ -79,7 +79,7 @@ class RunFolder:
         path: Path | None,
         slug: str,
         scenario_text: str,
-        sources: Sequence[Path],
+        sources: Sequence[Origin],
         environment: Mapping[str, Any],
         *,
         keep: int = 2,
@@ -91,7 +91,8 @@ class RunFolder:
                 current folder.
             slug: the scenario's short name, such as its file's.
             scenario_text: the resolved scenario in TOML.
-            sources: the user's own files; copied into `sources/`, and their SHA-256 into `environment.json`.
+            sources: the user's own files and notebook cells; copied into `sources/`, and their SHA-256 into
+                `environment.json`.
             environment: from `fedsim.environment`.
             keep: how many of the last rounds keep their checkpoint.
 
@@ -394,19 +395,14 @@ def _default_path(slug: str) -> Path:
     return Path.cwd() / "runs" / f"{datetime.now():%Y%m%d-%H%M}-{name}-{os.urandom(2).hex()}"
 
 
-def _fill(folder: Path, scenario_text: str, sources: Sequence[Path], environment: Mapping[str, Any]) -> None:
+def _fill(folder: Path, scenario_text: str, sources: Sequence[Origin], environment: Mapping[str, Any]) -> None:
     for name in ("sources", "checkpoints", "model"):
         (folder / name).mkdir()
-    copied = {name: _copy(source, folder / "sources" / name) for name, source in source_names(sources).items()}
+    for name, content in contents(sources).items():
+        checkpoints.write(folder / "sources" / name, content)
     checkpoints.write(folder / "scenario.toml", scenario_text.encode())
-    checkpoints.write(folder / "environment.json", _json_file({**environment, "sources": copied}))
+    checkpoints.write(folder / "environment.json", _json_file({**environment, "sources": source_hashes(sources)}))
     records.create_tables(folder / "run.db")
-
-
-def _copy(source: Path, target: Path) -> str:
-    content = source.read_bytes()
-    checkpoints.write(target, content)
-    return hashlib.sha256(content).hexdigest()
 
 
 def _json_file(value: Mapping[str, Any]) -> bytes:

@@ -35,6 +35,7 @@ from fedsim.tables import (
     Stop,
     Strategy,
     Table,
+    TaskTable,
     Train,
 )
 
@@ -49,6 +50,7 @@ class Scenario(Table):
     references: list[str] = Field([], description="strategies that are run beside this one, everything else equal")
     data: Data
     model: Model
+    task: TaskTable = TaskTable()
     train: Train
     strategy: Strategy = Strategy()
     adversary: Attack | None = None

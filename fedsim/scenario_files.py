@@ -18,7 +18,7 @@ _MOST_BYTES = 64_000  # of a page of text; a table of data given by mistake has 
 _DEEPEST = 20
 _NAMING_FILES = (
     *("data.name", "data.path", "model.name", "strategy.name", "strategy.combine.name", "strategy.server.name"),
-    *("adversary.name", "references"),
+    *("adversary.name", "references", "task.loss", "task.metrics", "data.transform"),
 )
 _LONG_KEY = re.compile(r"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){100}")  # a.a.a...: minutes for the parser
 

@@ -55,7 +55,7 @@ def settled(job: Job) -> Settled:
     """
     engine, job = job.scenario.engine, _with_engine(job, devices=_devices(job.scenario))
     width = min(engine.stack or _usual_width(job), largest_size(job.rule, job.federation.clients))
-    reason = _refusal(job) if width > 1 else ""
+    reason = refusal(job) if width > 1 else ""
     if reason:
         reason = f"engine.stack = {width}: clients are trained one by one, since {reason}"
     if reason or width == 1:
@@ -82,8 +82,9 @@ def _with_engine(job: Job, **changes: Any) -> Job:
     return replace(job, scenario=job.scenario.model_copy(update={"engine": engine}))
 
 
-def _refusal(job: Job) -> str:
-    """Why the clients of a job cannot be stacked; empty where they can."""
+@one_thread()
+def refusal(job: Job) -> str:
+    """Why the clients of a job cannot be stacked; empty where they can. Three of them are trained to find out."""
     plan = job.privacy
     if job.apart is not None:
         return "one of them has everybody's rows"
@@ -208,6 +209,7 @@ def _federation(whole: Federation, rows: list[Rows]) -> Federation:
         task=whole.task,
         classes=whole.classes,
         preprocessing=whole.preprocessing,
+        vocabulary=whole.vocabulary,
     )
 
 

@@ -22,6 +22,8 @@ from flwr.serverapp.strategy import (
     FedMedian,
     FedProx,
     FedTrimmedAvg,
+    FedXgbBagging,
+    FedXgbCyclic,
     Krum,
     MultiKrum,
     QFedAvg,
@@ -34,13 +36,16 @@ from fedsim.errors import ScenarioError
 from fedsim.strategies.fedprox import fedprox
 
 PREFIX = "flower:"
+TREES = "xgboost"
+"""The name of the model that is no net but trees; `fedsim/trees` grows them."""
 RECEIVED_LOSS = "train_loss"
 """What QFedAvg wants of every client, as its own default names it."""
 
 _REFUSED = {
     "DifferentialPrivacy": "is refused: its noise assumes equal weights and that every client answers, and an update "
     "of zero ends it; set [privacy.example] under a strategy of fedsim's",
-    "FedXgb": "is refused: it collects trees, and clients here train a model of PyTorch's",
+    "FedXgb": "is refused: it collects trees, and clients here train a model of PyTorch's; for trees set "
+    'model.name = "xgboost"',
 }
 """Beginnings of names, and why none of these can be driven."""
 
@@ -109,16 +114,25 @@ def algorithm(name: str, settings: Mapping[str, Any], key: str) -> Algorithm:
         close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
         hint = f"Did you mean {PREFIX}{close[0]}?" if close else f"Known: {', '.join(names())}."
         raise ScenarioError(f"{key}.name: there is no {name!r}. {hint}")
-    made = known[word]
-    for argument in settings:
-        if argument in _NOT_HERE and argument in inspect.signature(made).parameters:
-            raise ScenarioError(f"{key}.{argument}: {_NOT_HERE[argument]}")
-    arguments = registry.bind(made, settings, key, reserved=_NOT_HERE)
-    for argument, value in arguments.items():
-        possible, advice = _LIMITS.get(argument, (None, ""))
-        if possible is not None and not possible(value):
-            raise ScenarioError(f"{key}.{argument} = {value:g}: {advice}")
-    return driven(name, lambda: registry.call(made, f"{key} {name}", **arguments), key)
+    return driven(name, _maker(known[word], name, settings, key), key)
+
+
+def collector_of_trees(name: str, settings: Mapping[str, Any], key: str) -> Strategy:
+    """Flower's strategy that collects trees.
+
+    Args:
+        name: "flower:FedXgbBagging" or "flower:FedXgbCyclic".
+        settings: arguments of its class.
+        key: the scenario's table, for messages.
+
+    Raises:
+        ScenarioError: another name, or an unknown or impossible argument.
+    """
+    known = {PREFIX + each.__name__: each for each in (FedXgbBagging, FedXgbCyclic)}
+    if name not in known:
+        raise ScenarioError(f"{key}.name: {name!r} collects no trees.{registry.nearest(name, known)}")
+    with quiet():
+        return _maker(known[name], name, settings, key)()
 
 
 def driven(name: str, make: Callable[[], Strategy], key: str) -> Algorithm:
@@ -209,6 +223,19 @@ def received_loss(local: Local) -> Upload:
     """FedAvg's client half that also tells the loss of the model it received, before it trains."""
     loss = local.loss(local.received)
     return local_update(local)._replace(scalars={RECEIVED_LOSS: loss})
+
+
+def _maker(made: type[FedAvg], name: str, settings: Mapping[str, Any], key: str) -> Callable[[], Strategy]:
+    """Makes one of Flower's strategies, whose arguments have been checked."""
+    for argument in settings:
+        if argument in _NOT_HERE and argument in inspect.signature(made).parameters:
+            raise ScenarioError(f"{key}.{argument}: {_NOT_HERE[argument]}")
+    arguments = registry.bind(made, settings, key, reserved=_NOT_HERE)
+    for argument, value in arguments.items():
+        possible, advice = _LIMITS.get(argument, (None, ""))
+        if possible is not None and not possible(value):
+            raise ScenarioError(f"{key}.{argument} = {value:g}: {advice}")
+    return lambda: registry.call(made, f"{key} {name}", **arguments)
 
 
 def _classes() -> dict[str, type[FedAvg]]:

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedsim.data.federation import Federation
-from fedsim.errors import ScenarioError
+from fedsim.errors import ScenarioError, named
 from fedsim.evaluation import better, check_choosing, default_metric
-from fedsim.job import named
 from fedsim.problem import Problem
 from fedsim.records import ClientRow
 from fedsim.scenario import Scenario

@@ -14,6 +14,7 @@ import numpy as np
 from fedsim import checkpoints
 from fedsim.checkpoints import Snapshot
 from fedsim.errors import RunFolderError, one_line
+from fedsim.origins import Origin, contents
 from fedsim.parameters import Layout
 from fedsim.reading import Records, RoundRow
 from fedsim.records import StateRow
@@ -74,20 +75,9 @@ def stored_environment(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def source_hashes(sources: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of the user's own files, by the names that a run folder gives them."""
-    return {name: hashlib.sha256(source.read_bytes()).hexdigest() for name, source in source_names(sources).items()}
-
-
-def source_names(sources: Sequence[Path]) -> dict[str, Path]:
-    """A name in `sources/` for every file: its own, with a number where two files share one."""
-    named: dict[str, Path] = {}
-    for source in dict.fromkeys(path.resolve() for path in sources):
-        name, count = source.name, 2
-        while name in named:
-            name, count = f"{source.stem}-{count}{source.suffix}", count + 1
-        named[name] = source
-    return named
+def source_hashes(sources: Sequence[Origin]) -> dict[str, str]:
+    """SHA-256 of the user's own files and cells, by the names that a run folder gives them."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents(sources).items()}
 
 
 def kept_checkpoints(path: Path, records: Records) -> list[RoundRow]:

@@ -10,9 +10,10 @@ import numpy as np
 
 from fedsim.cohorts import expected_size
 from fedsim.evaluation import ATTACK_SUCCESS, asked
+from fedsim.job import Job
 from fedsim.local import Work
 from fedsim.metrics import EvaluatedModel, counted, worst_tenth_by_chance
-from fedsim.model import model_reference
+from fedsim.origins import names, reference
 from fedsim.parameters import Weights, fingerprint
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import LOUD, noise_over_clip
@@ -271,27 +272,57 @@ def _counted_clients(values: Mapping[str, Any]) -> str:
 
 
 def model_card(work: Work, result: Result) -> dict[str, Any]:
-    """`model.json`: what a user of the weights needs to know."""
-    job = work.job
+    """`model.json`: what a user of the weights needs to know, and `fedsim.load` to build the model again."""
+    job, federation, values = work.job, work.federation, result.values
+    own = isinstance(job.model, str) and job.model == job.scenario.model.name
     return {
+        "format": 1,
+        "title": job.scenario.title,
         "architecture": {
-            "model": model_reference(job.model),
-            "settings": job.scenario.model.settings if isinstance(job.model, str) else {},
-            "input_shape": list(work.federation.x.shape[1:]),
+            "model": reference(job.model),
+            "settings": job.scenario.model.settings if own else {},
+            "input_shape": list(federation.x.shape[1:]),
+            "input_type": str(federation.x.dtype),
+            "outputs": work.problem.outputs,
+            "vocabulary": federation.vocabulary,
             "parameters": work.layout.size,
         },
-        "task": work.federation.task,
-        "classes": list(work.federation.classes),
-        "preprocessing": dict(work.federation.preprocessing),
+        "sources": _sources(job),
+        "task": federation.task,
+        "classes": list(federation.classes),
+        "data": {
+            "source": job.data,
+            "name": federation.corpus,
+            "clients": federation.clients if job.apart is None else len(job.apart),
+            "train_rows": int(federation.train_rows.sum()),
+        },
+        "strategy": {
+            "name": work.algorithm.name,
+            "shares_a_model": not work.algorithm.alone,
+            "own_models": work.algorithm.personalised,
+        },
+        "preprocessing": dict(federation.preprocessing),
         "metrics": {
             "protocol": "model/data/weighting/metric",
-            "round_chosen_by": result.values["chosen_by"],
-            **result.values["metrics"],
+            "round_chosen_by": values["chosen_by"],
+            **values["metrics"],
         },
-        "best_round": result.values["best_round"],
-        "privacy": result.values.get("privacy"),
-        "fingerprint": result.values["fingerprint"],
+        "headline": values["headline"]["metric"],
+        "rounds": values["rounds"],
+        "best_round": values["best_round"],
+        "privacy": values.get("privacy"),
+        "fingerprint": values["fingerprint"],
     }
+
+
+def _sources(job: Job) -> dict[str, str]:
+    """Reference to the user's own code -> its file in `sources/`, where it can be imported from there.
+
+    A notebook's cell and a program would run again if they were imported.
+    """
+    named = names([*job.scenario.own_files(), *(origin for _, origin in job.origins)])
+    files = {where: origin for where, origin in job.origins if isinstance(origin, Path)}
+    return {where: named[file] for where, file in files.items() if not where.startswith("__main__:")}
 
 
 def _short(path: Path) -> Path:

@@ -55,12 +55,37 @@ class Split(Table):
         return self
 
 
+class Preprocess(Table):
+    """How a table's numbers are scaled."""
+
+    kind: Literal["constants", "per-client", "federated"] = Field(
+        description="by the schema's constants; by each client's own train rows; by sums over all clients' train rows"
+    )
+
+
 class Data(Named):
     """Which corpus, and how it is spread over clients; further keys go to the data source."""
 
     partition: dict[str, Any] = Field(description="kind, and what that kind takes")
     split: Split = Split()
+    preprocess: Preprocess | None = Field(None, description="of a table; federated by default")
     min_rows: int = Field(5, ge=0, le=MOST, description="rows a client must have before its own split")
+    transform: str | None = Field(None, description="file.py:name of a function of your own, x -> x, row by row")
+
+
+class TaskTable(Table):
+    """What of the task is one's own; what is learned and how it is judged otherwise follows from the data."""
+
+    loss: str | None = Field(None, description="file.py:name of a function (output, target) -> each row's loss")
+    metrics: list[str] = Field([], description="file.py:name of every fedsim.Metric that is measured besides")
+    headline: str | None = Field(None, description="the metric by which runs are judged, instead of the task's")
+
+    @model_validator(mode="after")
+    def _files(self) -> Self:
+        for key, value in (("loss", self.loss), *(("metrics", each) for each in self.metrics)):
+            if value is not None and ":" not in value:
+                raise ValueError(f"{key} = {value!r}: write it as file.py:name")
+        return self
 
 
 class Model(Named):
@@ -234,7 +259,8 @@ class Engine(Table):
         None, description="GB of its GPU that a worker may use; no limit by default"
     )
     compile: bool = Field(
-        False, description="the local step is compiled to C++ before the run: 25 to 45 s once, then faster; rounds otherwise"
+        False,
+        description="the local step is compiled to C++ before the run: 25 to 45 s once, then faster; rounds otherwise",
     )
     bits: Literal["guaranteed", "not guaranteed"] = Field(
         "guaranteed",

@@ -11,7 +11,10 @@ import numpy as np
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.engine import Engine
 from fedsim.engine.inline import InlineEngine
-from fedsim.job import CorpusSource, Job, ModelSource, prepare
+from fedsim.federating import CorpusSource, DataSource
+from fedsim.job import Job, ModelSource, prepare
+from fedsim.own import NOTHING as NO_PARTS
+from fedsim.own import Own
 from fedsim.progress import Silent
 from fedsim.rounds import run_job
 from fedsim.scenario import Scenario, parse
@@ -50,10 +53,11 @@ def job(
     folder: Path = Path(),
     *,
     model: ModelSource | None = None,
-    data: CorpusSource | None = None,
+    data: DataSource | None = None,
+    own: Own = NO_PARTS,
 ) -> Job:
     """The small scenario, prepared."""
-    return prepare(scenario(changes, folder), Folders.of(None, folder), model, data)
+    return prepare(scenario(changes, folder), Folders.of(None, folder), model, data, own)
 
 
 def run(prepared: Job, out: Path, engine: Engine | None = None) -> Result:

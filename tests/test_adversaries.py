@@ -327,6 +327,30 @@ def half() -> Adversary:
         make_adversary(table("own.py:half"), images, tmp_path)
 
 
+def numbers(task: str = "regression", classes: tuple[str, ...] = ()) -> Federation:
+    """Sixty rows with two numbers each for a target."""
+    y = generator("numbers").integers(0, 2, (60, 2)).astype(np.float32)
+    corpus = Corpus(name="numbers", task=task, x=generator("rows").random((60, 3), np.float32), y=y, classes=classes)
+    return build(corpus, 1, {"kind": "iid", "clients": 4}, central=0.0)
+
+
+@pytest.mark.parametrize("rows", [numbers(), numbers("multi-label", ("red", "round"))], ids=["numbers", "labels"])
+def test_what_flips_or_asks_for_a_class_needs_rows_with_one(tmp_path: Path, rows: Federation) -> None:
+    """C - 1 - y of numbers would be other numbers, and of labels below 0."""
+    with pytest.raises(ScenarioError, match=f"adversary label-flip: it flips classes, and rows of task {rows.task}"):
+        made("label-flip", rows)
+    own = """
+from fedsim.adversaries import Adversary
+
+def spot() -> Adversary:
+    return Adversary("spot", trigger=lambda x: x + 1, target=0)
+"""
+    (tmp_path / "own.py").write_text(own)
+    with pytest.raises(ScenarioError, match=r"adversary own\.py:spot: a trigger is to give a class, and rows of 'num"):
+        make_adversary(table("own.py:spot"), rows, tmp_path)
+    assert np.array_equal(sent(made("sign-flip", rows), np.ones(2, np.float32)), [-1, -1])
+
+
 @given(fraction=st.floats(0.01, 0.99), able=st.lists(st.booleans(), min_size=2, max_size=60), seed=st.integers(0, 999))
 def test_a_fraction_of_the_able_attacks(fraction: float, able: list[bool], seed: int) -> None:
     """max(1, round(fraction n)) of them, the same for the same seed; all of them is refused."""

@@ -267,7 +267,7 @@ def test_text_is_shown_as_text(tmp_path: Path) -> None:
     assert text.encode() == client.examples[0].values.tobytes()
     shown = text.replace("\n", "⏎")[: WIDTH - 2]
     assert f"  {shown}".rstrip() in [line.rstrip() for line in lines_of(client)]
-    with pytest.raises(DataError, match=r"^--picture draws images, and the rows of python-source are text"):
+    with pytest.raises(DataError, match=r"^--picture draws images.*, and the rows of python-source are text"):
         draw(client, tmp_path / "a.svg")
 
 

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fedsim import doctor
+from fedsim.data.corpus import Corpus, Folders
+from fedsim.data.sources.digits import digits
 from fedsim.doctor import Finding, examine
+from fedsim.errors import FedsimError
 from fedsim.registry import members
 
 
@@ -38,7 +42,8 @@ def test_the_machine_that_runs_the_tests_can_run_fedsim(bare: dict[str, Finding]
 def test_every_data_set_is_looked_for(bare: dict[str, Finding]) -> None:
     """Sources that read what the scenario names have nothing to be looked for."""
     looked_for = {name.removeprefix("data: ") for name in bare if name.startswith("data: ")}
-    assert looked_for == set(members("fedsim.data.sources")) - {"arrays", "csv", "npz"}
+    named = {"arrays", "audio", "csv", "hugging-face", "images", "labelled-text", "npz"}
+    assert looked_for == set(members("fedsim.data.sources")) - named
 
 
 def test_an_absent_data_set_says_where_to_put_it(bare: dict[str, Finding], tmp_path: Path) -> None:
@@ -48,9 +53,26 @@ def test_an_absent_data_set_says_where_to_put_it(bare: dict[str, Finding], tmp_p
     assert bare["data: digits"].found == "1,797 rows"
 
 
-def test_a_data_set_that_is_there_is_found(data_dir: Path) -> None:
-    findings = {finding.name: finding for finding in examine(data_dir)}
+def test_a_data_set_that_is_there_is_found(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone in its folder: to read them all takes long."""
+    monkeypatch.delenv("FEDSIM_DATA")
+    (tmp_path / "mnist").symlink_to(data_dir / "mnist")
+    findings = {finding.name: finding for finding in examine(tmp_path)}
     assert findings["data: mnist"] == Finding("data: mnist", "ok", "70,000 rows")
+    assert findings["data: fsdd"].state == "warning" and "recordings.zip not found" in findings["data: fsdd"].remedy
+
+
+def test_a_package_that_only_a_data_set_needs_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its absence is that set's finding."""
+
+    def without(folders: Folders) -> Corpus:
+        raise FedsimError("data set 'cartpole' needs gymnasium: pip install 'fedsim[rl]'")
+
+    monkeypatch.setattr(doctor, "members", lambda package: ["cartpole", "digits"])
+    monkeypatch.setattr(doctor, "find", lambda package, name, *rest: without if name == "cartpole" else digits)
+    findings = {finding.name: finding for finding in examine()}
+    assert findings["data: cartpole"].remedy.endswith("pip install 'fedsim[rl]'")
+    assert findings["data: digits"].state == "ok"
 
 
 def test_a_package_of_another_version_is_named(tmp_path: Path) -> None:

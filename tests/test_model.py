@@ -1,6 +1,5 @@
 """Models by name, from a user's own file and as Python objects; and the trial on two rows."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ModelError, ScenarioError
-from fedsim.model import Known, check_model, make_model, model_files, model_name, model_reference
+from fedsim.model import Known, check_model, make_model, model_name
 from fedsim.problem import problem_for
 
 OWN = """
@@ -123,26 +122,6 @@ def test_the_trial_leaves_the_rows_alone() -> None:
     x = np.ones((5, 3), dtype=np.float32)
     check("own", InPlace(3, 2), x)
     assert (x == 1.0).all()
-
-
-class Written(nn.Linear):
-    """A model that a caller gives as a Python object."""
-
-
-@pytest.mark.parametrize("model", [Written, functools.partial(Written, 3), Written(3, 2)])
-def test_a_python_object_can_be_found_again(model: Any) -> None:
-    assert model_reference(model) == f"{__name__}:Written"
-    assert model_files(model) == [Path(__file__)]
-
-
-def test_what_is_in_no_file_has_no_source() -> None:
-    typed: dict[str, Any] = {"__name__": "prompt"}
-    exec("class Net: pass\ndef make(): return Net()", typed)
-    assert model_reference(typed["Net"]) == "prompt:Net"
-    unwritten: list[Any] = [typed["Net"], typed["make"], dict, "mlp", "mine.py:Net"]
-    for model in unwritten:
-        assert model_files(model) == []
-    assert model_reference("mine.py:Net") == "mine.py:Net"
 
 
 def test_a_wrong_number_of_outputs_is_named(folder: Path) -> None:

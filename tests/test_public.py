@@ -18,10 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import fedsim
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.engine.inline import InlineEngine
 from fedsim.errors import PrivacyError, RunFolderError, ScenarioError, StoppedByPolicy
-from fedsim.job import CorpusSource
+from fedsim.federating import CorpusSource
 from fedsim.privacy.accountant import rounded_up
 from fedsim.progress import WIDTH, Silent
 from fedsim.public import FILES, publish
@@ -112,6 +113,12 @@ def test_the_models_are_the_run_s_to_the_bit(run: Path, tmp_path: Path) -> None:
             assert file.metadata() == {"round": str(round)}
 
 
+def test_what_is_given_away_can_be_loaded(run: Path, tmp_path: Path) -> None:
+    publish(run, tmp_path / "out")
+    given, kept = (fedsim.load(place).state_dict() for place in (tmp_path / "out", run))
+    assert given.keys() == kept.keys() and all(torch.equal(given[key], kept[key]) for key in kept)
+
+
 DECLARED = {
     *("epsilon", "level", "delta", "mechanism", "noise_multiplier", "clip", "adaptive_clip", "clipping", "tree_rounds"),
     *("divisor", "unit", "relation", "adversary", "accountant", "covers", "charged", "max_participations", "rounds"),
@@ -120,7 +127,7 @@ CARD = {
     **dict.fromkeys(
         ("task", "classes", "data", "preprocessing", "best_round", "last_round", "ended_by", "fingerprint")
     ),
-    "architecture": {"model", "settings", "input_shape", "parameters"},
+    "architecture": {"model", "settings", "input_shape", "input_type", "outputs", "vocabulary", "parameters"},
     "metrics": {"protocol", "rows", "round_chosen_by", "best", "last"},
 }
 """Keys of the card, and of its tables."""
@@ -447,12 +454,12 @@ def test_a_table_scaled_by_everybody_s_rows_is_refused_before_it_runs(tmp_path: 
     (tmp_path / "table.csv").write_text("\n".join(["first,second,label", *lines]))
     data = {"name": "csv", "path": "table.csv", "label": "label", "partition": {"kind": "iid", "clients": 4}}
     (tmp_path / "table.toml").write_text(tomli_w.dumps({**small.SMALL, "data": data}))
-    with pytest.raises(PrivacyError, match=r"data 'csv' scale columns by the rows of all.*data\.standardise = false$"):
+    with pytest.raises(PrivacyError, match=r"data 'csv' scale columns by clients' rows.*kind = \"constants\"$"):
         small.job({**CLIENT, "data": data}, tmp_path)
-    small.run(small.job({**CLIENT, "data": {**data, "standardise": False}}, tmp_path), tmp_path / "run")
+    small.run(small.job({**CLIENT, "data": {**data, "preprocess": {"kind": "constants"}}}, tmp_path), tmp_path / "run")
     publish(tmp_path / "run", tmp_path / "out")
     done = json.loads((tmp_path / "out" / "model.json").read_text())["preprocessing"]
-    assert [(column["mean"], column["std"]) for column in done["columns"]] == [(0.0, 1.0)] * 2
+    assert (done["fit"], done["scales"]) == ("constants", {"": {"first": [0.0, 1.0], "second": [0.0, 1.0]}})
 
 
 def test_a_strategy_that_shares_nothing_is_refused(tmp_path: Path) -> None:
@@ -486,8 +493,8 @@ def test_the_command_writes_a_folder(
     told = fedsim("export", "run", "--public", "--out", "again", "--json").out
     assert json.loads(told) == {"folder": "again", "files": list(FILES)}
     for arguments, message in (
-        ((), "give one of --table and --public"),
-        (("--public", "--table", "rounds"), "give one of --table and --public"),
+        ((), "give one of --table, --public and --model"),
+        (("--public", "--table", "rounds"), "give one of --table, --public and --model"),
         (("--public",), "--public writes a folder; name it with --out, and leave --format to tables"),
         (("--public", "--out", "new", "--format", "csv"), "--public writes a folder; name it with --out"),
         (("--public", "--out", "given"), "given exists already; choose another with --out, or remove it"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fedsim.data.corpus import Folders
-from fedsim.job import federate
+from fedsim.errors import DataError
+from fedsim.federating import federate
 from fedsim.planning import fast
 from fedsim.rounds import run
 from fedsim.scenario import Scenario, load
@@ -15,8 +16,13 @@ from fedsim.summary import Result
 
 ACCURACY = "global/central-validation/rows/accuracy"
 BITS = "global/central-test/rows/bits-per-character"
-NEEDS_FILES = ("mnist-dp-writers", "mnist-fedavg", "mnist-mlp", "mnist-writers", "shakespeare-lstm")
-NEEDS_NONE = tuple(name for name in shipped() if name not in NEEDS_FILES)
+AT_HAND = {"cartpole", "digits", "python-source", "synthetic"}
+"""Data that need no files."""
+REMOTE = ("bert-sst2",)
+"""Scenarios that download."""
+NEEDS_NONE = tuple(name for name in shipped() if load(name).data.name in AT_HAND)
+NEEDS_FILES = tuple(name for name in shipped() if name not in (*NEEDS_NONE, *REMOTE))
+WITH_REFERENCES = ("heart-disease", "adult-trees")
 SMALL_TEXT = [
     "data.max_bytes=300_000",
     "cohort.size=10",
@@ -38,8 +44,19 @@ def test_a_scenario_without_files_runs_everywhere(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", NEEDS_FILES)
 def test_a_scenario_of_real_files_runs(name: str, data_dir: Path, tmp_path: Path) -> None:
-    """`--fast-check` of it."""
-    assert_runs(load(name, ["engine.kind=inline"]), data_dir, tmp_path)
+    """`--fast-check` of it, of most without its references."""
+    alone = [] if name in WITH_REFERENCES else ["references=[]"]
+    assert_runs(load(name, ["engine.kind=inline", *alone]), data_dir, tmp_path)
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_scenario_that_downloads_says_so_offline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, and nothing trained."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="not in the cache"):
+        run(fast(load(name)), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def assert_runs(scenario: Scenario, data_dir: Path | None, place: Path) -> None:

@@ -370,8 +370,8 @@ def test_persons_and_rows_are_never_added_up(tmp_path: Path) -> None:
         f"{a:.3f},{b:.3f},{'yes' if a > b else 'no'},p{n // 3}" for n, (a, b) in enumerate(rng.normal(size=(240, 2)))
     ]
     (tmp_path / "table.csv").write_text("\n".join(["first,second,label,patient", *lines]))
-    data = {"name": "csv", "path": "table.csv", "label": "label", "group": "patient", "standardise": False}
-    table = {**data, "partition": {"kind": "iid", "clients": 3}}
+    data = {"name": "csv", "path": "table.csv", "label": "label", "group": "patient"}
+    table = {**data, "preprocess": {"kind": "constants"}, "partition": {"kind": "iid", "clients": 3}}
     folders = []
     for seed, own in ((1, {"unit": "patient"}), (2, {})):
         changes = {"data": table, "seed": seed, "privacy.example": {**EXAMPLE, **own}}

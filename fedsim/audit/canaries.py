@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
+from fedsim.data.corpus import PREDICTS_NEXT
 from fedsim.data.federation import Federation, Rows
 from fedsim.errors import ScenarioError
 from fedsim.tasks.next_token import BYTES
@@ -51,7 +52,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 def canary_rows(federation: Federation, canaries: int, seed: int, predict: Predict) -> Rows:
     """Rows as far from all others as they can be, m of them."""
     draws = seeds.numpy_generator(seed, "canaries")
-    if federation.task == "next-token":
+    if federation.task in PREDICTS_NEXT:
         windows = draws.integers(0, BYTES, (canaries, federation.x.shape[1] + 1)).astype(federation.x.dtype)
         return Rows(windows[:, :-1], windows[:, 1:].astype(federation.y.dtype))
     if not federation.labelled or federation.x.dtype != np.float32:

@@ -21,9 +21,9 @@ from fedsim.audit.loop import train
 from fedsim.audit.one_run import OneRun
 from fedsim.data.corpus import Folders
 from fedsim.data.federation import Rows
-from fedsim.errors import ScenarioError
+from fedsim.errors import ScenarioError, named
 from fedsim.flower import AlgorithmStrategy
-from fedsim.job import Job, named, prepare, prepare_on
+from fedsim.job import Job, prepare, prepare_on
 from fedsim.local import Work
 from fedsim.parameters import FlatModule, Weights
 from fedsim.privacy.batches import declared_units, rows_of

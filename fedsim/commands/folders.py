@@ -1,16 +1,14 @@
 """Commands that look at what there is: scenarios, parts and run folders."""
 
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from fedsim.console import DataDir, Json, RunPath, Settings, print_json, tell
 from fedsim.errors import RunFolderError, ScenarioError
-
-if TYPE_CHECKING:
-    pass
 
 
 def list_(
@@ -109,18 +107,31 @@ def export(
     folder: RunPath,
     table: Annotated[str | None, typer.Option(help="rounds, clients, privacy, ...: docs/run-folder.md")] = None,
     public: Annotated[bool, typer.Option("--public", help="what epsilon covers and nothing else")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="torch or onnx: the trained model for its users, with a card")
+    ] = None,
+    client: Annotated[int | None, typer.Option(help="with --model: the own model of this client")] = None,
     format: Annotated[str | None, typer.Option(help="of a table: csv, json or parquet; csv, or as --out ends")] = None,
-    out: Annotated[Path | None, typer.Option(help="a new file, printed if not given; with --public a folder")] = None,
+    out: Annotated[Path | None, typer.Option(help="a new file, printed if not given; else a new folder")] = None,
     as_json: Json = False,
+    data_dir: DataDir = None,
 ) -> None:
-    """Write one table of a run for other programs; or what epsilon covers of it, as a folder that may be given away.
+    """Write one table of a run for other programs; its model for users; or what epsilon covers, to be given away.
 
-    Example: fedsim export runs/first --table clients --out clients.parquet, or with --public --out given
+    Example: fedsim export runs/first --table clients --out clients.parquet, or with --model onnx --out given
     """
-    if public == (table is not None):
-        raise RunFolderError("give one of --table and --public")
+    if sum([table is not None, public, model is not None]) != 1:
+        raise RunFolderError("give one of --table, --public and --model")
+    if client is not None and model is None:
+        raise RunFolderError("--client goes with --model: it says whose own model is wanted")
     if table is None:
-        _export_public(folder, format, out, as_json)
+        if out is None or format is not None:
+            asked = "--public" if model is None else "--model"
+            raise RunFolderError(f"{asked} writes a folder; name it with --out, and leave --format to tables")
+        if model is None:
+            _export_public(folder, out, as_json)
+        else:
+            _export_model(folder, model, out, client, data_dir, as_json)
         return
     from fedsim import export as exports
 
@@ -131,13 +142,63 @@ def export(
         tell({"file": str(out), "rows": rows}, f"{rows} rows in {out}", as_json)
 
 
-def _export_public(folder: Path, format: str | None, out: Path | None, as_json: bool) -> None:
+def _export_public(folder: Path, out: Path, as_json: bool) -> None:
     from fedsim.public import publish
 
-    if out is None or format is not None:
-        raise RunFolderError("--public writes a folder; name it with --out, and leave --format to tables")
     files = publish(folder, out)
     tell({"folder": str(out), "files": files}, f"{', '.join(files)} in {out}", as_json)
+
+
+def _export_model(folder: Path, form: str, out: Path, client: int | None, data_dir: Path | None, as_json: bool) -> None:
+    from fedsim.model_export import ROWS, export_model
+
+    if form not in ("torch", "onnx"):
+        raise RunFolderError(f"--model {form}: give torch or onnx")
+    done = export_model(folder, "torch" if form == "torch" else "onnx", out, client, data_dir=data_dir)
+    near = "" if done.difference is None else f"; {done.difference:.1e} from torch at most, on {ROWS} rows"
+    values = {"folder": str(out), "files": list(done.files), "difference": done.difference}
+    tell(values, f"{', '.join(done.files)} in {out}{near}", as_json)
+
+
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run, or what export --model torch wrote")],
+    data: Annotated[Path, typer.Option(help="rows: CSV, text lines, .npz, or files in a folder", show_default=False)],
+    client: Annotated[int | None, typer.Option(help="ask the own model of this client")] = None,
+    out: Annotated[Path | None, typer.Option(help="a new CSV file, printed if not given")] = None,
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Ask a run's model about new rows, which are made ready as those were that it was trained on.
+
+    Example: fedsim predict runs/first --data patients.csv --out answers.csv
+    """
+    from fedsim import handover
+
+    if out is not None and out.exists():
+        raise RunFolderError(f"{out} exists already; choose another with --out, or remove it")
+    told = handover.predict(folder, data, client, data_dir=data_dir)
+    if as_json and out is None:
+        print_json([dict(zip(told.columns, row, strict=True)) for row in told.rows])
+        return
+    if out is None:
+        _write_csv(told.columns, told.rows, sys.stdout)
+        return
+    try:
+        with out.open("w", newline="", encoding="utf-8") as file:
+            _write_csv(told.columns, told.rows, file)
+    except OSError as error:
+        raise RunFolderError(
+            f"{out} cannot be written: {error.strerror or error}; choose another with --out"
+        ) from error
+    tell({"file": str(out), "rows": len(told.rows)}, f"{len(told.rows)} rows in {out}", as_json)
+
+
+def _write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], stream: TextIO) -> None:
+    import csv
+
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
 
 
 def tag(

@@ -27,7 +27,7 @@ def partition(
     """
     from fedsim.data import picture as pictures
     from fedsim.data.corpus import Folders
-    from fedsim.job import federate
+    from fedsim.federating import federate
     from fedsim.scenario import load
 
     loaded = load(scenario, settings)
@@ -40,6 +40,25 @@ def partition(
     for line in pictures.table_lines(federation):
         typer.echo(line)
     typer.echo(f"picture: {picture}")
+
+
+def check(
+    target: Annotated[str, typer.Argument(metavar="SCENARIO|MODEL", help="a scenario; or FILE.py:NET, with its data")],
+    settings: Settings = [],  # noqa: B006
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Try model, loss and metrics on one batch of one client, and say what they are to a federation.
+
+    Example: fedsim check quickstart, or: fedsim check mine.py:Net --set data.name=digits
+    """
+    from fedsim import checking
+
+    found = checking.check(target, settings, data_dir)
+    if as_json:
+        print_json(checking.as_data(found))
+    for line in [] if as_json else checking.check_lines(found):
+        typer.echo(line)
 
 
 def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:

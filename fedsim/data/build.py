@@ -2,17 +2,19 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fedsim import seeds
-from fedsim.data import split
+from fedsim.data import preprocess, split
 from fedsim.data.check import check
 from fedsim.data.corpus import Corpus
-from fedsim.data.federation import Federation, Numbered, federate
+from fedsim.data.federation import CentralPart, Federation, Numbered, Part, federate
 from fedsim.data.partition import Pool, deal
-from fedsim.errors import ScenarioError
+from fedsim.data.preprocess import Fit, Preparation
+from fedsim.errors import DataError, ScenarioError
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ def build(
     central: float = 0.2,
     shares: tuple[float, float, float] = (0.7, 0.15, 0.15),
     min_rows: int = 5,
+    fit: Fit | None = None,
 ) -> Federation:
     """Split a corpus over clients; the result depends on the arguments alone.
 
@@ -36,6 +39,7 @@ def build(
             of its own; 0 leaves them empty.
         shares: of each client's rows in train, validation and test, adding up to 1.
         min_rows: of a client before its own split. Natural clients with fewer are left out, which is logged.
+        fit: where a table's numbers get their scales from; "federated" by default.
 
     Raises:
         DataError: the corpus is not sound.
@@ -48,7 +52,58 @@ def build(
     if partition["kind"] == "natural":
         dealt, names = _large_enough(corpus, dealt, min_rows)
     owned = [rows[positions] for positions in dealt]
-    return federate(corpus, held, split.clients(corpus, owned, names, seed, shares), names)
+    parts = split.clients(corpus, owned, names, seed, shares)
+    return federate(_ready(corpus, held, parts, names, fit), held, parts, names)
+
+
+def _ready(
+    corpus: Corpus,
+    held: Mapping[CentralPart, np.ndarray],
+    parts: Sequence[Mapping[Part, np.ndarray]],
+    names: Sequence[str],
+    fit: Fit | None,
+) -> Corpus:
+    """The corpus with features in place of a table's values."""
+    if not corpus.columns:
+        if fit is not None:
+            raise ScenarioError(f"data.preprocess: data {corpus.name!r} are no table with columns; leave it out")
+        return corpus
+    known, train = bool(corpus.preprocessing["declared"]), [corpus.x[each["train"]] for each in parts]
+    try:
+        if fit == "per-client":
+            done = preprocess.per_client(corpus.columns, known, dict(zip(names, train, strict=True)))
+            x = _each(corpus, held, parts, names, done)
+        else:
+            fitted = fit is None or fit == "federated"
+            done = (
+                preprocess.federated(corpus.columns, known, train)
+                if fitted
+                else preprocess.declared(corpus.columns, known)
+            )
+            x = done.apply(corpus.x)
+    except DataError as error:
+        raise DataError(f"data set {corpus.name!r}: {error}") from None
+    return replace(corpus, x=x, columns={}, preprocessing={**corpus.preprocessing, **done.stored()})
+
+
+def _each(
+    corpus: Corpus,
+    held: Mapping[CentralPart, np.ndarray],
+    parts: Sequence[Mapping[Part, np.ndarray]],
+    names: Sequence[str],
+    done: Preparation,
+) -> np.ndarray:
+    """[N, F] features, every client's by its own scales."""
+    if any(len(rows) for rows in held.values()):
+        raise ScenarioError(
+            'data.preprocess.kind = "per-client": central rows are no client\'s and have no scales; set '
+            "data.split.central = 0, or fit federated ones"
+        )
+    x = np.zeros((len(corpus), len(done.features)), dtype=np.float32)
+    for name, each in zip(names, parts, strict=True):
+        rows = np.concatenate(list(each.values()))
+        x[rows] = done.apply(corpus.x[rows], name)
+    return x
 
 
 def _pool(corpus: Corpus, rows: np.ndarray, seed: int, min_rows: int) -> Pool:

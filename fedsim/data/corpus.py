@@ -4,12 +4,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedsim.errors import DataError
 from fedsim.machine import user_cache
+
+if TYPE_CHECKING:  # models import this file, and run where pydantic is not
+    from fedsim.data.schema import Columns
 
 PREDICTS_NEXT = frozenset({"next-token", "generation"})
 """Tasks whose models give an output for every place of a text, made of what stands before it."""
@@ -23,7 +26,7 @@ class Corpus:
         name: as in scenarios.
         task: what is learned from it: one of `fedsim.tasks`, or a user's own `file.py:name`.
         x: [N, ...] inputs as the model takes them: float32 (images [N, channels, height, width], features [N, F],
-            series [N, T, F]) or tokens [N, L] of any integer type.
+            series [N, T, F]) or tokens [N, L] of any integer type. Where there are `columns`, raw float64 [N, C].
         y: [N, ...] targets as the task takes them: int64 classes [N], bytes [N, L], float32 numbers.
         classes: names of the classes; for next-token tasks the 256 byte values; none where rows have none.
         preprocessing: what was done to raw values, enough to do it again to new ones; under "fitted_on_rows" whether
@@ -34,6 +37,7 @@ class Corpus:
         group_name: what a group is called, such as "patient_id"; "group" where it is not said.
         own_test: [N] bool, rows of the test set that the corpus itself defines.
         vocabulary: how many tokens there are, where rows are tokens and no bytes.
+        columns: of a table whose rows are made ready once they are split: what the columns of x are.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Corpus:
     group_name: str = ""
     own_test: np.ndarray | None = None
     vocabulary: int | None = None
+    columns: "Columns" = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:

@@ -1,4 +1,4 @@
-"""How rows are dealt to clients: one function per kind, named as in `data.partition.kind`.
+"""How rows are dealt to clients: one function per kind, named as in `data.partition.kind`, or flwr:NAME of Flower's.
 
 Each takes the pool of rows to deal and its own settings, and returns for every client the sorted positions
 in the pool that it owns; together they are a permutation of range(size).
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedsim import registry
+from fedsim.data.flower_partition import PREFIX, partitioned
 from fedsim.errors import ScenarioError
 
 _DRAWS = 1000
@@ -57,18 +58,23 @@ def deal(table: Mapping[str, Any], pool: Pool) -> list[np.ndarray]:
     name = settings.pop("kind", None)
     if not isinstance(name, str):
         raise ScenarioError(f"data.partition.kind must be given. Known: {', '.join(sorted(KINDS))}.")
-    if name not in KINDS:
-        raise ScenarioError(f"data.partition.kind: there is no {name!r}.{registry.nearest(name, KINDS)}")
-    bound = registry.bind(KINDS[name], settings, "data.partition", reserved=("pool",))
-    if "clients" in bound:
-        _check_clients(bound["clients"], pool)
-    owned: list[np.ndarray] = registry.call(KINDS[name], "data.partition", pool=pool, **bound)
+    owned = partitioned(name, settings, pool) if name.startswith(PREFIX) else _dealt(name, settings, pool)
     smallest = min(range(len(owned)), key=lambda client: len(owned[client]))
     if name != "natural" and len(owned[smallest]) < pool.min_rows:
         raise ScenarioError(
             f"data.partition: client {smallest} gets {len(owned[smallest])} rows, and data.min_rows is "
             f"{pool.min_rows}; deal less unevenly, to fewer clients, or lower data.min_rows"
         )
+    return owned
+
+
+def _dealt(name: str, settings: Mapping[str, Any], pool: Pool) -> list[np.ndarray]:
+    if name not in KINDS:
+        raise ScenarioError(f"data.partition.kind: there is no {name!r}.{registry.nearest(name, KINDS)}")
+    bound = registry.bind(KINDS[name], settings, "data.partition", reserved=("pool",))
+    if "clients" in bound:
+        _check_clients(bound["clients"], pool)
+    owned: list[np.ndarray] = registry.call(KINDS[name], "data.partition", pool=pool, **bound)
     return owned
 
 

@@ -21,14 +21,16 @@ _FORMATS = (".svg", ".png", ".pdf")
 
 
 def table(federation: Federation) -> list[dict[str, Any]]:
-    """For every client its name, rows in all and of each part, and (classification) rows of each class."""
-    sizes, counts = _sizes(federation), _label_counts(federation)
+    """For every client its name, rows in all and of each part, and rows of each class or its mean target."""
+    sizes, counts, targets = _sizes(federation), _label_counts(federation), _targets(federation)
     rows: list[dict[str, Any]] = []
     for client, name in enumerate(federation.names):
         row = {"client": name, "rows": int(sizes[client].sum())}
         row |= {part: int(size) for part, size in zip(_PARTS, sizes[client], strict=True)}
         if counts is not None:
             row["labels"] = {label: int(n) for label, n in zip(federation.classes, counts[client], strict=True)}
+        if targets is not None:
+            row["target"] = float(targets[client].mean()) if len(targets[client]) else None
         rows.append(row)
     return rows
 
@@ -40,8 +42,10 @@ def summary(federation: Federation) -> dict[str, Any]:
         clients; rows, in all and of each part and central set; smallest, median and largest client; and for
         classification `labels_per_client` (mean number of classes a client has) and `label_skew`: the mean
         total variation distance, from 0 (all alike) to 1, between a client's labels and those of all clients.
+        For a number to be predicted `target` (its mean over rows) and `target_between`: the share, from 0 to 1, of its
+        variance that lies between clients' means.
     """
-    sizes, counts = _sizes(federation), _label_counts(federation)
+    sizes, counts, targets = _sizes(federation), _label_counts(federation), _targets(federation)
     rows = sizes.sum(axis=1)
     figures: dict[str, Any] = {"clients": federation.clients, "rows": int(rows.sum())}
     figures |= {part: int(total) for part, total in zip(_PARTS, sizes.sum(axis=0), strict=True)}
@@ -53,6 +57,11 @@ def summary(federation: Federation) -> dict[str, Any]:
         overall = held.sum(axis=0) / held.sum()
         figures["labels_per_client"] = float((held > 0).sum(axis=1).mean())
         figures["label_skew"] = float(np.abs(mixes - overall).sum(axis=1).mean() / 2)
+    if targets is not None:
+        values = np.concatenate(targets).astype(np.float64)
+        means = np.repeat([own.mean(dtype=np.float64) if len(own) else 0.0 for own in targets], rows)
+        figures["target"] = float(values.mean())
+        figures["target_between"] = float(means.var() / values.var()) if values.var() else 0.0
     return figures
 
 
@@ -67,6 +76,9 @@ def table_lines(federation: Federation) -> list[str]:
             [[*head, *federation.classes], *([*row, *map(str, c)] for row, c in zip(rows, counts, strict=True))]
         )
         lines = labelled if len(labelled[0]) <= _WIDTH else lines
+    if (targets := _targets(federation)) is not None:
+        means = [f"{own.mean():.4g}" if len(own) else "-" for own in targets]
+        lines = _aligned([[*head, "target"], *([*row, mean] for row, mean in zip(rows, means, strict=True))])
     figures = summary(federation)
     return [*lines, "", *(f"{name.replace('_', ' ')}: {_shown(figure)}" for name, figure in figures.items())]
 
@@ -78,10 +90,11 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def picture(federation: Federation, path: Path) -> None:
-    """Draw sizes and labels of every client.
+    """Draw sizes of every client, and its labels or targets.
 
     Args:
-        federation: bubbles for few clients, a heat map for many; sizes alone for text.
+        federation: bubbles for few clients, a heat map for many; of a number to be predicted the middle and most of
+            its values at every client; sizes alone for other rows.
         path: of the file to write; its suffix says the format: .svg, .png or .pdf.
 
     Raises:
@@ -117,9 +130,13 @@ def _shown(figure: float) -> str:
 
 
 def _draw(federation: Federation) -> Figure:
-    counts = _label_counts(federation)
+    counts, targets = _label_counts(federation), _targets(federation)
     width = float(np.clip(3 + 0.3 * federation.clients, 7, 14))
-    if counts is None:
+    if targets is not None:
+        figure = Figure(figsize=(width, 6), layout="constrained")
+        sizes, lowest = figure.subplots(2, sharex=True)
+        _draw_targets(lowest, targets)
+    elif counts is None:
         figure = Figure(figsize=(width, 3.5), layout="constrained")
         lowest = sizes = figure.subplots()
     else:
@@ -166,6 +183,17 @@ def _draw_labels(figure: Figure, axes: Axes, counts: np.ndarray, classes: Sequen
     axes.set_yticks(range(0, len(classes), step), classes[::step])
 
 
+def _draw_targets(axes: Axes, targets: Sequence[np.ndarray]) -> None:
+    held = [client for client, own in enumerate(targets) if len(own)]
+    low, first, middle, third, high = np.array([np.quantile(targets[k], (0.05, 0.25, 0.5, 0.75, 0.95)) for k in held]).T
+    wide = 5.0 if len(targets) <= _MOST_BUBBLES else 1.0
+    axes.vlines(held, low, high, color=_SHADES[2], linewidth=wide, label="90 % of rows")
+    axes.vlines(held, first, third, color=_SHADES[1], linewidth=wide, label="50 %")
+    axes.plot(held, middle, ".", color=_SHADES[0], label="median")
+    axes.set_ylabel("target")
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)
+
+
 def _sizes(federation: Federation) -> np.ndarray:
     """[K, 3] rows of every client's parts."""
     ends = [federation.offsets[:-1], federation.train_ends, federation.validation_ends, federation.offsets[1:]]
@@ -180,3 +208,11 @@ def _label_counts(federation: Federation) -> np.ndarray | None:
     shape = federation.clients, len(federation.classes)
     labels = federation.at_once("a table of labels").y
     return np.bincount(owner * shape[1] + labels, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def _targets(federation: Federation) -> list[np.ndarray] | None:
+    """Every client's targets [n], None where they are not one number a row."""
+    if federation.y.dtype.kind != "f" or federation.y.ndim != 1:
+        return None
+    y = federation.at_once("a table of targets").y
+    return np.split(y, federation.offsets[1:-1])

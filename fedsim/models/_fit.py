@@ -1,4 +1,7 @@
-"""Whether a family of models fits the data: one clear line where it does not."""
+"""Whether a family of models fits the data: one clear line where it does not. What families for sequences share."""
+
+import torch
+from torch import Tensor, nn
 
 from fedsim.data.corpus import PREDICTS_NEXT
 from fedsim.errors import ModelError
@@ -14,16 +17,32 @@ def one_output_a_row(model: str, task: str) -> None:
 
 
 def sequence(model: str, shape: tuple[int, ...], task: str) -> int | None:
-    """The features of a step for rows of float vectors [T, F], None for rows of tokens [L].
+    """The features of a step for rows of float vectors [T, F] or of images [C, H, W]; None for rows of tokens [L].
 
     Raises:
-        ModelError: the rows are no sequence, or the next of a float sequence is asked for.
+        ModelError: the rows are no sequence, or the next of another than tokens is asked for.
     """
-    if len(shape) not in (1, 2):
-        raise ModelError(f"model {model!r} takes rows [L] of tokens or [T, F] of floats, not {list(shape)}; use cnn")
-    if len(shape) == 2 and task in PREDICTS_NEXT:
+    if len(shape) not in (1, 2, 3):
+        text = "takes rows [L] of tokens, [T, F] of floats or [channels, height, width] of pixels"
+        raise ModelError(f"model {model!r} {text}, not {list(shape)}")
+    if len(shape) > 1 and task in PREDICTS_NEXT:
         raise ModelError(f"model {model!r} predicts the next of rows [L] of bytes, not of rows {list(shape)}")
-    return shape[1] if len(shape) == 2 else None
+    return None if len(shape) == 1 else shape[1] if len(shape) == 2 else shape[0] * shape[2]
+
+
+def small_embedding(count: int, width: int) -> nn.Embedding:
+    """An embedding whose tokens start small beside what layers make of them (as GPT-2), also those that are rare."""
+    embedding = nn.Embedding(count, width)
+    nn.init.normal_(embedding.weight, std=0.02)
+    return embedding
+
+
+def mean_of_steps(steps: Tensor, x: Tensor) -> Tensor:
+    """[B, W] the mean of [B, L, W] over steps; over those of tokens other than 0 where x [B, L] is tokens."""
+    if x.is_floating_point():
+        return steps.mean(1)
+    kept = (x != 0).to(steps.dtype)
+    return torch.einsum("blw,bl->bw", steps, kept) / kept.sum(1, keepdim=True).clamp(min=1)
 
 
 def not_too_many(model: str, key: str, layers: int) -> None:

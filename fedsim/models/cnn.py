@@ -57,7 +57,7 @@ def cnn(
     Args:
         shape: of one row, (channels, height, width).
         outputs: values that it gives for every row: C logits, or as many numbers as a target has.
-        task: classification only.
+        task: any but the next of a text.
         preset: "small" (16-16), "32-64-128" or "mcmahan"; the keys below replace what it sets.
         channels: of each stage; a stage halves height and width.
         kernel: width of the convolutions, odd; they keep height and width.

@@ -1,4 +1,4 @@
-"""A recurrent network: stacked LSTM layers over bytes, other tokens or vectors.
+"""A recurrent network: stacked LSTM layers over bytes, other tokens, vectors or the lines of an image.
 
 "128-128" has two layers of 128, and like the character model of McMahan et al., "Communication-Efficient
 Learning of Deep Networks from Decentralized Data", AISTATS 2017, embeds each byte in 8 dimensions.
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from fedsim.data.corpus import PREDICTS_NEXT
-from fedsim.models._fit import at_least_one, not_too_many, sequence
+from fedsim.models._fit import at_least_one, mean_of_steps, not_too_many, sequence, small_embedding
 
 Preset = Literal["128-128"]
 
@@ -39,9 +39,10 @@ def lstm(
     """A recurrent network for sequences.
 
     Args:
-        shape: of one row: (L,) tokens, or (T, F) floats for classification.
+        shape: of one row: (L,) tokens, (T, F) floats, or (C, H, W) pixels, of which each line is a step. Token 0
+            fills up rows and counts for nothing where a row has one output.
         outputs: values that it gives for every row, or for every place.
-        task: "next-token" gives logits at every place, "classification" one row of them.
+        task: "next-token" and "generation" give an output at every place, others one a row.
         preset: "128-128"; the keys below replace its sizes.
         width: of each layer.
         layers: stacked.
@@ -57,13 +58,15 @@ def lstm(
     sizes = _PRESETS[preset]._replace(**explicit)
     at_least_one("lstm", vocabulary=vocabulary, **sizes._asdict())
     not_too_many("lstm", "layers", sizes.layers)
-    embed = nn.Embedding(vocabulary, sizes.embedding) if features is None else nn.Identity()
     pooled = task not in PREDICTS_NEXT
+    embed: nn.Module = nn.Identity()
+    if features is None:
+        embed = (small_embedding if pooled else nn.Embedding)(vocabulary, sizes.embedding)
     return LSTM(embed, features or sizes.embedding, sizes.width, sizes.layers, outputs, pooled=pooled)
 
 
 class LSTM(nn.Module):
-    """Sequences [B, L] or [B, T, F] to logits [B, L, outputs], or pooled [B, outputs]."""
+    """Sequences [B, L] or [B, T, F] or images [B, C, H, W] to logits [B, L, outputs], or pooled [B, outputs]."""
 
     def __init__(self, embed: nn.Module, inputs: int, width: int, layers: int, outputs: int, *, pooled: bool) -> None:
         super().__init__()
@@ -74,8 +77,9 @@ class LSTM(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees: [B, L, width], or its mean over steps [B, width]."""
-        steps: Tensor = self.lstm(self.embed(x))[0]
-        return steps.mean(1) if self.pooled else steps
+        given = x.transpose(1, 2).flatten(2) if x.dim() == 4 else x  # the lines of an image, with all its channels
+        steps: Tensor = self.lstm(self.embed(given))[0]
+        return mean_of_steps(steps, x) if self.pooled else steps
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, L, outputs], or [B, outputs]."""

@@ -2,7 +2,8 @@
 
 Vaswani et al., "Attention Is All You Need", NeurIPS 2017, with the normalisation before each part (Xiong et
 al., ICML 2020), GELU and learned positions. Written from `nn.Linear`, `nn.LayerNorm` and `nn.Embedding`, for
-which Opacus has per-example gradients.
+which Opacus has per-example gradients. Images are cut into patches, as in Dosovitskiy et al., "An Image is Worth
+16x16 Words", ICLR 2021.
 """
 
 from typing import Literal, NamedTuple
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from fedsim.data.corpus import PREDICTS_NEXT
 from fedsim.errors import ModelError
-from fedsim.models._fit import at_least_one, not_too_many, sequence
+from fedsim.models._fit import at_least_one, mean_of_steps, not_too_many, sequence, small_embedding
 
 Preset = Literal["small"]
 
@@ -39,19 +40,22 @@ def transformer(
     layers: int | None = None,
     heads: int | None = None,
     dropout: float = 0.0,
+    patch: int = 4,
     vocabulary: int = 256,
 ) -> nn.Module:
-    """A Transformer for sequences: causal for the next token, pooled over places for classification.
+    """A Transformer for sequences: causal for the next token, else pooled over places.
 
     Args:
-        shape: of one row: (L,) tokens, or (T, F) floats for classification.
+        shape: of one row: (L,) tokens, (T, F) floats, or (C, H, W) pixels. Token 0 fills up rows and is not attended
+            to where a row has one output.
         outputs: values that it gives for every row, or for every place.
-        task: "next-token" gives logits at every place, "classification" one row of them.
+        task: "next-token" and "generation" give an output at every place, others one a row.
         preset: "small" (width 64, 2 layers, 4 heads); the keys below replace its sizes.
         width: of the residual stream, a multiple of `heads`.
         layers: blocks.
         heads: of attention.
         dropout: share of a part's output dropped while training, in [0, 1).
+        patch: pixels of the side of the squares that an image is cut into.
         vocabulary: number of different tokens; 256 for bytes.
 
     Raises:
@@ -67,19 +71,24 @@ def transformer(
         raise ModelError(f"model 'transformer': width = {sizes.width} should be a multiple of heads = {sizes.heads}")
     if not 0 <= dropout < 1:
         raise ModelError(f"model 'transformer': dropout = {dropout} should be at least 0 and below 1")
-    embed = _embedding(vocabulary, sizes.width) if features is None else nn.Linear(features, sizes.width)
-    return Transformer(embed, shape[0], sizes, outputs, dropout, causal=task in PREDICTS_NEXT)
+    embed: nn.Module
+    if len(shape) == 3:
+        places, embed = _patches(shape, patch), Patches(shape[0], patch, sizes.width)
+    else:
+        places = shape[0]
+        embed = small_embedding(vocabulary, sizes.width) if features is None else nn.Linear(features, sizes.width)
+    return Transformer(embed, places, sizes, outputs, dropout, causal=task in PREDICTS_NEXT)
 
 
 class Transformer(nn.Module):
-    """Sequences [B, L] or [B, T, F] to logits [B, L, outputs] (causal), or [B, outputs] (pooled)."""
+    """Sequences [B, L] or [B, T, F] or images [B, C, H, W] to logits [B, L, outputs] (causal), or [B, outputs]."""
 
     def __init__(
         self, embed: nn.Module, length: int, sizes: Sizes, outputs: int, dropout: float, *, causal: bool
     ) -> None:
         super().__init__()
         self.embed = embed
-        self.positions = _embedding(length, sizes.width)
+        self.positions = small_embedding(length, sizes.width)
         self.blocks = nn.ModuleList(Block(sizes.width, sizes.heads, dropout, causal) for _ in range(sizes.layers))
         self.norm = nn.LayerNorm(sizes.width)
         self.head = nn.Linear(sizes.width, outputs)
@@ -87,13 +96,15 @@ class Transformer(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees: [B, L, width], or its mean over places [B, width]."""
+        given: Tensor = self.embed(x)
         # Positions are looked up once per example: per-example gradients need the batch axis.
-        places = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-        stream = self.embed(x) + self.positions(places)
+        places = torch.arange(given.shape[1], device=x.device).expand(x.shape[0], -1)
+        stream = given + self.positions(places)
+        seen = None if self.causal or x.is_floating_point() else (x != 0)[:, None, None]  # [B, 1, 1, L]
         for block in self.blocks:
-            stream = block(stream)
+            stream = block(stream, seen)
         normed: Tensor = self.norm(stream)
-        return normed if self.causal else normed.mean(1)
+        return normed if self.causal else mean_of_steps(normed, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, L, outputs], or [B, outputs]."""
@@ -115,22 +126,41 @@ class Block(nn.Module):
         self.perceptron_out = nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, stream: Tensor) -> Tensor:
-        """The stream with what attention and perceptron add."""
-        stream = stream + self.dropout(self._attend(self.attention_norm(stream)))
+    def forward(self, stream: Tensor, seen: Tensor | None = None) -> Tensor:
+        """The stream with what attention and perceptron add; `seen` [B, 1, 1, L] says what may be attended to."""
+        stream = stream + self.dropout(self._attend(self.attention_norm(stream), seen))
         hidden = functional.gelu(self.perceptron_in(self.perceptron_norm(stream)))
         result: Tensor = stream + self.dropout(self.perceptron_out(hidden))
         return result
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, seen: Tensor | None) -> Tensor:
         by_head = self.query_key_value(x).unflatten(2, (3, self.heads, -1)).transpose(1, 3)  # [B, H, 3, L, width / H]
         query, key, value = by_head.unbind(2)
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        mixed = functional.scaled_dot_product_attention(query, key, value, seen, is_causal=self.causal)
         attended: Tensor = self.attention_out(mixed.transpose(1, 2).flatten(2))
         return attended
 
 
-def _embedding(count: int, width: int) -> nn.Embedding:
-    embedding = nn.Embedding(count, width)
-    nn.init.normal_(embedding.weight, std=0.02)  # as GPT-2: tokens start small beside what the blocks add
-    return embedding
+class Patches(nn.Module):
+    """Images [B, C, H, W] to the embedded squares of them [B, places, width], line by line."""
+
+    def __init__(self, channels: int, side: int, width: int) -> None:
+        super().__init__()
+        self.side = side
+        self.dense = nn.Linear(channels * side * side, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, places, width]."""
+        (rows, channels, height, width), side = x.shape, self.side
+        squares = x.reshape(rows, channels, height // side, side, width // side, side)
+        embedded: Tensor = self.dense(squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
+        return embedded
+
+
+def _patches(shape: tuple[int, ...], side: int) -> int:
+    """How many squares an image is cut into."""
+    at_least_one("transformer", patch=side)
+    _, height, width = shape
+    if height % side or width % side:
+        raise ModelError(f"model 'transformer': patch = {side} should divide images of {height}x{width} pixels")
+    return (height // side) * (width // side)

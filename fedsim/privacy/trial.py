@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import seeds
-from fedsim.errors import ModelError
+from fedsim.errors import ModelError, one_line
 from fedsim.privacy.rows import RowGradients
 from fedsim.privacy.taps import PerRow
 
@@ -75,7 +75,11 @@ def _three_rows(part: Tensor) -> Tensor:
 def _losses(module: nn.Module, rows: Sequence[Tensor]) -> Tensor:
     """[B] the same function of every row's output; a model that draws draws the same each time."""
     with seeds.scope(0, "private trial"):
-        output: Tensor = module(*(part.clone() for part in rows))
+        try:
+            output: Tensor = module(*(part.clone() for part in rows))
+        except IndexError as error:  # drawn tokens stand anywhere
+            text = "fails on rows whose tokens change places, so its gradients of rows cannot be tried"
+            raise ModelError(f"the model {text}: {one_line(error)}") from error
     each = output.reshape(len(rows[0]), -1)
     return (each * torch.cos(torch.arange(each.shape[1], dtype=each.dtype))).sum(1)
 

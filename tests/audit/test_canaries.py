@@ -1,5 +1,7 @@
 """Canaries: fair coins, the same declared data whatever they say, and vectors that do not meet."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,13 @@ def test_a_canary_that_is_out_is_in_no_array(federation: Federation) -> None:
     assert np.array_equal(trained.x[: audited.others], audited.federation.x[: audited.others])
     assert np.array_equal(trained.x[audited.others :], canaries.x[inside])
     assert np.array_equal(trained.y[audited.others :], canaries.y[inside])
+
+
+def test_rows_without_a_class_have_no_canaries(federation: Federation) -> None:
+    """There is no least likely number; an attack that is no such row would promise too much."""
+    numbers = replace(federation, task="regression", classes=(), y=federation.y.astype(np.float32))
+    with pytest.raises(ScenarioError, match="an audit makes rows of numbers with a class, or bytes; 'digits' has oth"):
+        drawn(numbers, 5)
 
 
 def test_the_largest_client_is_taken_where_it_is_large_enough(federation: Federation) -> None:

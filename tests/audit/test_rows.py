@@ -85,11 +85,11 @@ def test_units_are_canaries_too(tmp_path: Path) -> None:
     columns = ["patient", "ill", *(f"x{number}" for number in range(12))]
     table = [",".join(map(str, [p, p % 2, *row])) for p, row in zip(patients, features.round(3), strict=True)]
     (tmp_path / "patients.csv").write_text("\n".join([",".join(columns), *table]))
-    data = {"name": "csv", "path": "patients.csv", "label": "ill", "group": "patient", "standardise": False}
+    data = {"name": "csv", "path": "patients.csv", "label": "ill", "group": "patient"}
     changes = {
         **PRIVATE,
         "rounds": 10,
-        "data": {**data, "partition": {"kind": "iid", "clients": 1}},
+        "data": {**data, "preprocess": {"kind": "constants"}, "partition": {"kind": "iid", "clients": 1}},
         "model.hidden": [48],
         "privacy.example.unit": "patient",
     }

@@ -87,6 +87,33 @@ def test_text_has_sizes_only(tmp_path: Path) -> None:
     picture(federation, tmp_path / "text.png")
 
 
+def numbers(clients: list[int], y: np.ndarray) -> Federation:
+    """Rows with a number to be predicted, by natural client."""
+    x = np.zeros((len(y), 2), np.float32)
+    names = tuple(f"c{number}" for number in range(max(clients) + 1))
+    corpus = Corpus("own", "regression", x, y.astype(np.float32), (), clients=np.array(clients), client_names=names)
+    return build(corpus, 1, {"kind": "natural"}, central=0.0, min_rows=1)
+
+
+def test_targets_are_shown_where_rows_have_no_classes(tmp_path: Path) -> None:
+    """Two clients whose targets are 1 and 3 on average, with as much variance within as between."""
+    federation = numbers([0] * 50 + [1] * 50, np.array([0.0, 2.0] * 25 + [2.0, 4.0] * 25))
+    assert [row["target"] for row in table(federation)] == [1.0, 3.0]
+    assert all("labels" not in row for row in table(federation))
+    figures = summary(federation)
+    assert (figures["target"], figures["target_between"]) == (2.0, 0.5)
+    assert [line.split()[-1] for line in table_lines(federation)[:3]] == ["target", "1", "3"]
+    for name in ("one.svg", "two.svg"):
+        picture(federation, tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+@pytest.mark.parametrize(("apart", "between"), [(False, 0.0), (True, 1.0)])
+def test_targets_lie_all_between_clients_or_not_at_all(apart: bool, between: float) -> None:
+    y = np.array([1.0] * 20 + [5.0] * 20) if apart else np.array([1.0, 5.0] * 20)
+    assert summary(numbers([0] * 20 + [1] * 20, y))["target_between"] == pytest.approx(between)
+
+
 def test_an_empty_client_can_be_shown(corpus: Corpus, tmp_path: Path) -> None:
     federation = build(corpus, 1, {"kind": "dirichlet", "clients": 30, "alpha": 0.01}, min_rows=0)
     assert summary(federation)["smallest"] == 0

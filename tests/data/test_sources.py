@@ -43,15 +43,33 @@ def shared(folder: str) -> Path:
 def test_every_source_is_found_by_name() -> None:
     known = registry.members("fedsim.data.sources")
     assert known == [
+        "adult",
+        "air-quality",
         "arrays",
+        "audio",
+        "cartpole",
+        "clinc150",
         "csv",
         "digits",
         "fashion-mnist",
+        "fsdd",
+        "heart-disease",
+        "hugging-face",
+        "images",
+        "kdd99",
+        "labelled-text",
         "mnist",
+        "movietweetings",
+        "nab",
         "npz",
+        "parkinsons",
         "python-source",
+        "sentiment",
         "shakespeare",
+        "sms-spam",
         "synthetic",
+        "wikitext2",
+        "wisdm",
     ]
 
 
@@ -263,11 +281,11 @@ def test_npz_of_bytes_is_text(tmp_path: Path) -> None:
     [
         ({"x": np.zeros((2, 1))}, "there is no array 'y'"),
         ({"x": np.zeros((2, 1)), "y": np.zeros(2, int), "client": np.zeros(2)}, "'client' is not known. Did you mean"),
-        ({"x": np.zeros((2, 1)), "y": np.array([0.5, 1.5])}, r"array y has type float64 and shape \(2,\)"),
+        ({"x": np.zeros((2, 1)), "y": np.zeros((2, 2), int)}, r"array y has type int64 and shape \[2, 2\]"),
         ({"x": np.array([["a"], ["b"]]), "y": np.zeros(2, int)}, "array x has type"),
         ({"x": np.array([{}, {}]), "y": np.zeros(2, int)}, "not a sound .npz of plain arrays"),
         ({"x": np.zeros((2, 1)), "y": np.zeros(2, int), "names": np.array(["a"])}, "there is no array clients"),
-        ({"x": np.zeros((3, 1)), "y": np.zeros(2, int)}, "has 3 rows in x but 2 in y"),
+        ({"x": np.zeros((3, 1)), "y": np.zeros(2, int)}, r"x has 3 rows and y has shape \[2\]"),
         (
             {"x": np.zeros((1, 1)), "y": np.zeros(1, int), "clients": np.array(["a"]), "names": np.array(["a"])},
             "must hold integers",
@@ -335,12 +353,11 @@ def test_csv_as_a_spreadsheet_writes_it(tmp_path: Path) -> None:
     """Byte order mark, CRLF, quotes, a line break in a field, an empty line, space after commas."""
     write(tmp_path, TABLE)
     corpus = table(tmp_path, client="who", group="who")
-    root = np.sqrt(1.5)
-    np.testing.assert_allclose(corpus.x, [[-root, 1, 0, 0], [0, 0, 1, 0], [root, 0, 0, 1]], rtol=1e-6)
-    assert corpus.preprocessing["columns"] == [
-        {"name": "age", "kind": "number", "mean": 40.0, "std": pytest.approx(10 * np.sqrt(2 / 3))},
-        {"name": "city", "kind": "text", "values": ["Bern, old", "Rome", 'a "b"\r\nc']},
-    ]
+    np.testing.assert_array_equal(corpus.x, [[30, 0], [40, 1], [50, 2]])
+    assert {name: (column.kind, column.categories) for name, column in corpus.columns.items()} == {
+        "age": ("number", None),
+        "city": ("category", ["Bern, old", "Rome", 'a "b"\r\nc']),
+    }
     assert (corpus.classes, corpus.y.tolist()) == (("high", "low"), [0, 1, 0])
     assert corpus.clients is not None
     assert (corpus.client_names, corpus.clients.tolist()) == (("ann", "bob"), [0, 1, 0])
@@ -352,21 +369,36 @@ def test_csv_classes_sort_as_numbers_where_they_are(tmp_path: Path) -> None:
     write(tmp_path, "x;y\n1;10\n1;9\n1;2\n")
     corpus = table(tmp_path, label="y", delimiter=";")
     assert corpus.classes == ("2", "9", "10")
-    assert (corpus.x == 0).all()  # a constant column says nothing, and divides by nothing
+    federation = build(corpus, 1, {"kind": "iid", "clients": 1}, central=0.0, min_rows=1)
+    assert (federation.x == 0).all()  # a constant column says nothing, and divides by nothing
 
 
 def test_csv_na_is_a_value_among_texts(tmp_path: Path) -> None:
     write(tmp_path, "country,income\nNA,low\nDE,high\n")
-    assert table(tmp_path).preprocessing["columns"][0]["values"] == ["DE", "NA"]
+    assert table(tmp_path).columns["country"].categories == ["DE", "NA"]
+
+
+def test_csv_tells_what_it_took_from_clients_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "age,country,income\n1,NA,low\n2,DE,high\n")
+    with caplog.at_level("WARNING"):
+        seen = table(tmp_path)
+    assert "values of 'country', 'income' were taken from the rows of all clients" in caplog.text
+    caplog.clear()
+    column = {"kind": "category", "categories": ["DE", "NA"]}
+    schema = {"age": {"kind": "number"}, "country": column, "income": {"kind": "label", "categories": ["high", "low"]}}
+    declared = table(tmp_path, label=None, schema=schema)
+    assert not caplog.text
+    assert (seen.preprocessing["declared"], declared.preprocessing["declared"]) == (False, True)
+    assert np.array_equal(seen.x, declared.x)
 
 
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        ("age,income\n1,low\n,high\n", {}, "line 3: column 'age' is missing; fill it in or drop the row"),
+        ("age,income\n1,low\n,high\n", {}, "line 3: column 'age' is missing; fill it in, drop the row, or give"),
         ("age,income\n1,low\nNA,high\n", {}, r"line 3: column 'age' is missing \('NA'\)"),
-        ("age,income\n1,low\n2,\n", {}, "line 3: column 'income' is missing"),
-        ("age,income\n1,low\ninf,high\n", {}, "line 3: column 'age' is not finite"),
+        ("age,income\n1,low\n2,\n3,high\n", {}, "line 3: column 'income' is missing"),
+        ("age,income\n1,low\ninf,high\n", {}, "line 3: column 'age' is 'inf', no finite number"),
         ("age,income\n1,low\n2\n", {}, "line 3: 1 fields where the header has 2"),
         ('age,income\n1,"low\n', {}, "line 2: unexpected end of data; check the quotes"),
         ('age,income\n1,"low"er\n', {}, "line 2: .* check the quotes"),
@@ -376,11 +408,14 @@ def test_csv_na_is_a_value_among_texts(tmp_path: Path) -> None:
         ("age,income\n", {}, "no rows under a header line"),
         ("", {}, "no rows under a header line"),
         ("age,income\n1,low\n2,low\n", {}, "column 'income' is 'low' in every row; there is nothing to learn"),
-        ("income\nlow\n", {}, "no column is left for features"),
+        ("income\nlow\nhigh\n", {}, "no column is left for features"),
         ("age,income\n1,low\n", {"label": "incom"}, "has no column 'incom'. Did you mean income?"),
         ("age,income\n1,low\n", {"client": "bank"}, r"data\.client: .* has no column 'bank'"),
         ("age,income\n1,low\n", {"client": "income"}, "cannot also be the client"),
         ("age,income\n1,low\n", {"delimiter": ",,"}, "give one character"),
+        ("age,income\n1,low\n", {"label": None}, r"data\.label is missing; name the column to be learned"),
+        ("age,income\n1,low\n", {"schema": {"age": {"kind": "number"}}}, r"data\.label: data\.schema is there too"),
+        ("age,income\n1,low\n2,high\n", {"task": "regression"}, "line 2: column 'income' is 'low', no finite number"),
         (
             "age,income\n" + "".join(f"{n},{n}\n" for n in range(1500)),
             {},
@@ -388,7 +423,7 @@ def test_csv_na_is_a_value_among_texts(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_csv_errors_say_where(text: str, settings: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_csv_errors_say_where(text: str, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     write(tmp_path, text)
     with pytest.raises(FedsimError, match=message) as caught:
         table(tmp_path, **settings)

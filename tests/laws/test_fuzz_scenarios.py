@@ -19,9 +19,8 @@ import pytest
 import tomli_w
 
 from fedsim.data.corpus import Folders
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, named
 from fedsim.forecast import forecast
-from fedsim.job import named
 from fedsim.local import Work
 from fedsim.planning import jobs
 from fedsim.scenario import load, parse

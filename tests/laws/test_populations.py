@@ -14,8 +14,9 @@ from fedsim.data.population import Population
 from fedsim.data.sources.synthetic import synthetic
 from fedsim.engine import Engine
 from fedsim.engine.inline import InlineEngine
+from fedsim.federating import CorpusSource
 from fedsim.flower import AlgorithmStrategy
-from fedsim.job import CorpusSource, Job, prepare_on
+from fedsim.job import Job, prepare_on
 from fedsim.local import Work
 from fedsim.parameters import to_record
 from fedsim.records import ClientRow

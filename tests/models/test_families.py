@@ -1,5 +1,6 @@
 """The four families: sizes, shapes, causality, flat vectors and what they refuse."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedsim.algorithm import Batch
 from fedsim.errors import FedsimError, ModelError, ScenarioError
+from fedsim.functional import StackedModel
 from fedsim.model import Known, make_model
 from fedsim.parameters import FlatModule, Weights, from_record, layout_of, to_record
+from fedsim.problem import problem_for
 
 CASES: list[tuple[str, tuple[int, ...], int, str, dict[str, Any]]] = [
     ("mlp", (1, 8, 8), 10, "classification", {}),
@@ -20,9 +24,11 @@ CASES: list[tuple[str, tuple[int, ...], int, str, dict[str, Any]]] = [
     ("lstm", (12,), 256, "next-token", {"width": 16}),
     ("lstm", (12,), 3, "classification", {"width": 16}),
     ("lstm", (9, 5), 3, "classification", {"width": 16, "layers": 1}),
+    ("lstm", (2, 6, 5), 3, "classification", {"width": 16, "layers": 1}),
     ("transformer", (12,), 256, "next-token", {"width": 16}),
     ("transformer", (12,), 3, "classification", {"width": 16}),
     ("transformer", (9, 5), 3, "classification", {"width": 16, "dropout": 0.1}),
+    ("transformer", (2, 6, 9), 3, "classification", {"width": 16, "patch": 3}),
 ]
 
 
@@ -49,6 +55,7 @@ def rows(name: str, shape: tuple[int, ...], count: int = 3) -> Tensor:
         ("cnn", {"preset": "mcmahan"}, (1, 28, 28), 1_663_370),  # McMahan et al. 2017
         ("lstm", {}, (9, 6), 4 * 128 * (6 + 128 + 2) + 4 * 128 * (128 + 128 + 2) + 1_290),
         ("transformer", {}, (20,), (256 + 20) * 64 + 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64 + 650),
+        ("transformer", {}, (3, 8, 8), (3 * 16 + 1 + 4) * 64 + 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64 + 650),
     ],
 )
 def test_presets_have_the_published_sizes(
@@ -102,6 +109,75 @@ def test_classes_depend_on_every_byte_and_on_their_order(name: str) -> None:
     assert ((output[1:] - output[0]).abs().amax(1) > 1e-5).all()
 
 
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_what_fills_a_row_up_changes_no_class(name: str, length: int) -> None:
+    """A text of 9 tokens gives what its first ones alone give, whatever the row is filled up to with 0. It does in
+    float64 to rounding, in a batch with a row that is full, and as much in gradients as in logits."""
+    module = build(name, (9,), 3, "classification", {"width": 16}).double()
+    full = torch.randint(1, 256, (2, 9), generator=torch.Generator().manual_seed(1))
+    filled = full.clone()
+    filled[0, length:] = 0
+    torch.testing.assert_close(module(filled)[:1], module(full[:1, :length]), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(module(filled)[1:], module(full[1:]), rtol=1e-9, atol=1e-12)
+    module(filled)[0].square().sum().backward()
+    embedding = next(part for part in module.modules() if isinstance(part, nn.Embedding))
+    assert embedding.weight.grad is not None and not embedding.weight.grad[0].any()
+
+
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+def test_a_row_of_nothing_has_classes_and_no_more_than_its_gradient(name: str) -> None:
+    """A text may be empty; it says what the head says of zeros, and nothing is lost to what is not a number."""
+    module = build(name, (5,), 3, "classification", {"width": 16})
+    output = module(torch.zeros(2, 5, dtype=torch.int64))
+    assert torch.equal(output, module.get_submodule("head").bias.expand(2, 3))  # type: ignore[operator]
+    output.sum().backward()
+    assert all(bool(part.grad.isfinite().all()) for part in module.parameters() if part.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+def test_filled_up_texts_of_two_clients_are_one_computation(name: str) -> None:
+    """`engine.stack`: as a stack they have each client's own gradient, also where a row holds next to nothing."""
+    problem = problem_for("classification", ["a", "b", "c"])
+    module = build(name, (9,), 3, "classification", {"width": 16}).double()
+    flat = FlatModule(copy.deepcopy(module))
+    x, y = torch.randint(1, 256, (2, 4, 9), generator=torch.Generator().manual_seed(1)), torch.arange(8).view(2, 4) % 3
+    x[0, 1, 5:], x[1, 2, 1:], x[1, 3] = 0, 0, 0
+    vectors, stack = flat.vector.expand(2, -1).clone(), StackedModel(module, problem)
+    done = stack.step(vectors, stack.buffers(vectors[:, :0]), Batch(x, y), torch.full((2, 4), 0.25).double())
+    for client in range(2):
+        flat.differentiate(problem.mean_loss(flat.module(x[client]), y[client]))
+        torch.testing.assert_close(done.gradient[client], flat.gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_text_that_is_predicted_has_no_padding() -> None:
+    """Byte 0 is a byte there: what stands before a place is attended to, zeros too."""
+    module = build("transformer", (6,), 256, "next-token", {"width": 16})
+    zeros, ones = torch.zeros(1, 6, dtype=torch.int64), torch.ones(1, 6, dtype=torch.int64)
+    zeros[:, -1] = ones[:, -1] = 7
+    with torch.no_grad():
+        assert (module(zeros)[:, -1] - module(ones)[:, -1]).abs().max() > 1e-3
+
+
+def test_an_images_steps_are_its_lines() -> None:
+    """The LSTM sees line by line all channels of it, as if it were given such vectors."""
+    image = torch.randn(3, 2, 6, 5, generator=torch.Generator().manual_seed(1))
+    lines = torch.stack([torch.cat([image[:, 0, row], image[:, 1, row]], dim=1) for row in range(6)], dim=1)
+    settings = {"width": 16, "layers": 1}
+    one = build("lstm", (2, 6, 5), 3, "classification", settings)
+    other = build("lstm", (6, 10), 3, "classification", settings)
+    assert torch.equal(one(image), other(lines))
+
+
+def test_an_images_places_are_its_patches() -> None:
+    """The Transformer sees squares, line by line of them, as if it were given such vectors."""
+    image = torch.randn(3, 2, 4, 6, generator=torch.Generator().manual_seed(1))
+    squares = [image[:, :, row : row + 2, column : column + 2].flatten(1) for row in (0, 2) for column in (0, 2, 4)]
+    one = build("transformer", (2, 4, 6), 3, "classification", {"width": 16, "patch": 2})
+    other = build("transformer", (6, 8), 3, "classification", {"width": 16})
+    torch.testing.assert_close(one(image), other(torch.stack(squares, dim=1)), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("name", "shape", "classes", "task", "settings"), CASES)
 def test_first_values_depend_on_the_seed_alone(
     name: str, shape: tuple[int, ...], classes: int, task: str, settings: dict[str, Any]
@@ -146,7 +222,10 @@ def test_a_model_survives_the_flat_vector_and_the_wire(
         ("cnn", (1, 3, 8), "classification", {}, "2 poolings need images of at least 4x4, these are 3x8"),
         ("cnn", (1, 8, 8), "classification", {"kernel": 4}, "kernel = 4 should be odd"),
         ("cnn", (1, 8, 8), "classification", {"channels": []}, "channels = 0 should be at least 1"),
-        ("lstm", (1, 8, 8), "classification", {}, r"not \[1, 8, 8\]; use cnn"),
+        ("lstm", (1, 2, 8, 8), "classification", {}, r"of pixels, not \[1, 2, 8, 8\]"),
+        ("lstm", (1, 8, 8), "next-token", {}, r"predicts the next of rows \[L\] of bytes, not of rows \[1, 8, 8\]"),
+        ("transformer", (1, 8, 6), "classification", {}, "patch = 4 should divide images of 8x6 pixels"),
+        ("transformer", (1, 8, 8), "classification", {"patch": 0}, "patch = 0 should be at least 1"),
         ("lstm", (9, 5), "next-token", {}, r"predicts the next of rows \[L\] of bytes, not of rows \[9, 5\]"),
         ("transformer", (9,), "classification", {"heads": 5}, "width = 64 should be a multiple of heads = 5"),
         ("transformer", (9,), "classification", {"dropout": 1.0}, "dropout = 1.0 should be at least 0 and below 1"),

@@ -27,6 +27,7 @@ CASES: list[tuple[str, tuple[int, ...], str, dict[str, Any]]] = [
     ("transformer", (7,), "next-token", {"width": 16}),
     ("transformer", (7,), "classification", {"width": 16}),
     ("transformer", (7, 5), "classification", {"width": 16}),
+    ("transformer", (1, 8, 8), "classification", {"width": 16}),
 ]
 
 

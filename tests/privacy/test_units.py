@@ -171,9 +171,9 @@ def test_a_table_names_its_patients(tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     lines = [f"{draw.normal():.3f},p{patient},{'ab'[patient % 2]}" for patient in range(40) for _ in range(3)]
     (tmp_path / "visits.csv").write_text("\n".join(["pressure,patient_id,kind", *lines]))
-    data = {"name": "csv", "path": "visits.csv", "label": "kind", "group": "patient_id", "standardise": False}
+    data = {"name": "csv", "path": "visits.csv", "label": "kind", "group": "patient_id"}
     changes = {
-        "data": {**data, "partition": {"kind": "iid", "clients": 2}},
+        "data": {**data, "preprocess": {"kind": "constants"}, "partition": {"kind": "iid", "clients": 2}},
         "privacy.example": {"noise_multiplier": 1.0, "delta": 1e-3, "max_grad_norm": 1.0, "unit": "patient_id"},
     }
     federation = small.job(changes, tmp_path).federation

@@ -507,7 +507,7 @@ def test_apfls_share_descends_on_the_mixtures_loss() -> None:
 def test_constant_counts_every_client_once() -> None:
     """Targets run through the three classes: 10 rows give 4, 3 and 3, whoever is drawn how often."""
     server = simulate(constant(smoothing=0.5), clients(), 12, two_in_turn)
-    assert server.state["counts"].tolist() == [16.0, 12.0, 12.0]
+    assert server.state["sums"].tolist() == [16.0, 12.0, 12.0]
     assert torch.allclose(server.params.softmax(0), torch.tensor([16.5, 12.5, 12.5]).double() / 41.5)
 
 
@@ -515,7 +515,7 @@ def test_constant_takes_a_total_below_zero_for_none() -> None:
     """A client flips its counts' sign: logarithms stay finite, and the total is what was sent, in any order."""
     algorithm, (client, *_) = constant(smoothing=0.5), clients()
     server, counts = algorithm.start(torch.zeros(3), 4), torch.tensor([4.0, 3.0, 3.0])
-    sent = combine(algorithm, [client], [Upload(counts)], 4)
+    sent = combine(algorithm, [client], [Upload(counts, scalars={"rows": 0.0})], 4)
     after = algorithm.server(server, sent._replace(update=-counts))
     assert torch.equal(after.params, torch.full((3,), 0.5).log())
     again = algorithm.server(after, sent._replace(update=2 * counts))
@@ -529,7 +529,7 @@ def test_constant_counts_bytes_after_bytes(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Quadratic, "data", lambda self: windows)
     (client,) = clients(1)
     client.optimum = torch.zeros(256 * 256, dtype=torch.float64)
-    counts = simulate(constant(), [client], 2, lambda round: [0]).state["counts"].view(256, 256)
+    counts = simulate(constant(), [client], 2, lambda round: [0]).state["sums"].view(256, 256)
     found = {(chr(a), chr(b)): int(counts[a, b]) for a, b in counts.nonzero().tolist()}
     assert found == {("a", "b"): 3, ("a", "c"): 1, ("b", "a"): 2}
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.data.corpus import Corpus
 from fedsim.errors import ModelError
 from fedsim.job import Job
 from fedsim.model import Known, make_model
@@ -41,6 +42,52 @@ def test_constant_knows_the_frequency_of_every_byte_after_every_other(tmp_path: 
     np.add.at(counts, (x.flatten(), y.flatten()), 1)
     logits = small.run(job, tmp_path / "run").weights.vector.view(256, 256)
     np.testing.assert_allclose(logits.numpy(), np.log(counts), rtol=1e-5)
+
+
+def made_up(task: str, y: np.ndarray, classes: tuple[str, ...] = ()) -> Job:
+    """Three clients with rows of two numbers and these targets [60, ...]."""
+    x = np.random.default_rng(1).normal(size=(len(y), 2)).astype(np.float32)
+    corpus = Corpus(
+        name="made up",
+        task=task,
+        x=x,
+        y=np.concatenate([x, y], axis=1) if task == "reconstruction" else y,
+        classes=classes,
+        clients=np.arange(len(y)) % 3,
+        client_names=("a", "b", "c"),
+    )
+    changes = {"data.partition": {"kind": "natural"}, "strategy": {"name": "constant", "smoothing": 0.5}, "rounds": 2}
+    return small.job(changes, data=lambda folders: corpus)
+
+
+@pytest.mark.parametrize("shape", [(60,), (60, 2)])
+def test_constant_knows_the_mean_of_numbers(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    job = made_up("regression", np.random.default_rng(0).normal(3, 2, shape).astype(np.float32))
+    means = small.run(job, tmp_path / "run").weights.vector
+    np.testing.assert_allclose(means.numpy(), np.atleast_1d(rows(job)[1].mean(axis=0)), rtol=1e-5)
+
+
+def test_constant_knows_the_mean_of_normal_rows(tmp_path: Path) -> None:
+    """Where rows are to be reconstructed; what is anomalous counts as little as in training."""
+    job = made_up("reconstruction", (np.arange(60) % 4 == 0).astype(np.float32)[:, None])
+    means, (x, y) = small.run(job, tmp_path / "run").weights.vector, rows(job)
+    np.testing.assert_allclose(means.numpy(), x[y[:, -1] == 0].mean(axis=0), rtol=1e-5)
+
+
+def test_constant_knows_how_likely_every_label_is(tmp_path: Path) -> None:
+    """Each by itself: log odds from the rows that have it and those that have not, both with the smoothing."""
+    labels = (np.random.default_rng(0).random((60, 3)) < (0.1, 0.5, 0.8)).astype(np.uint8)
+    job = made_up("multi-label", labels, ("rare", "even", "usual"))
+    vector, there = small.run(job, tmp_path / "run").weights.vector, rows(job)[1].sum(axis=0)
+    model = job.build_model()
+    torch.nn.utils.vector_to_parameters(vector, model.parameters())
+    odds = (there + 0.5) / (len(rows(job)[1]) - there + 0.5)
+    np.testing.assert_allclose(model(torch.zeros(2, 2)).detach().numpy(), np.log([odds, odds]), rtol=1e-4, atol=1e-6)
+
+
+def test_there_is_no_constant_answer_to_a_task_of_another_kind() -> None:
+    with pytest.raises(ModelError, match="model 'constant' has no answer for task 'control'"):
+        make_model("constant", {}, Known((7,), 2, "control"), Path(), seed=1)
 
 
 def test_the_model_looks_at_no_row_but_for_the_byte_before() -> None:

@@ -1,6 +1,7 @@
-"""Text cut into windows for next-byte prediction."""
+"""Text cut into windows, whose next bytes are predicted."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -11,7 +12,18 @@ BYTES = tuple(chr(value) if 32 <= value < 127 else f"\\x{value:02x}" for value i
 """Names of the 256 byte values."""
 
 
-def next_byte_corpus(name: str, texts: Mapping[str, bytes], window: int) -> Corpus:
+Task = Literal["next-token", "generation"]
+"""The next byte at every place, or also the second half of every window written."""
+
+
+def next_byte_corpus(
+    name: str,
+    texts: Mapping[str, bytes],
+    window: int,
+    *,
+    task: Task = "next-token",
+    own_test: str | None = None,
+) -> Corpus:
     """A corpus with a natural client per text.
 
     A window has `window` bytes and windows do not overlap: x is all but its last byte, y all but its first.
@@ -21,6 +33,8 @@ def next_byte_corpus(name: str, texts: Mapping[str, bytes], window: int) -> Corp
         name: of the corpus.
         texts: each client's text, by the client's name.
         window: bytes, at least 2.
+        task: what is learned.
+        own_test: the name of the last text, where that is the corpus' own test set and nobody's.
 
     Raises:
         ScenarioError: the window is shorter than 2 bytes.
@@ -29,19 +43,22 @@ def next_byte_corpus(name: str, texts: Mapping[str, bytes], window: int) -> Corp
     if window < 2:
         raise ScenarioError(f"data.window = {window}: a window needs at least 2 bytes, one to read and one to predict")
     whole = {client: text for client, text in texts.items() if len(text) >= window}
-    if not whole:
+    if not whole.keys() - {own_test}:
         raise DataError(f"data set {name!r}: no client has {window} bytes of text; lower data.window")
     cut = [_windows(text, window) for text in whole.values()]
     windows = np.concatenate(cut)
+    clients = np.repeat(np.arange(len(cut)), [len(rows) for rows in cut])
+    names = [client for client in whole if client != own_test]
     return Corpus(
         name=name,
-        task="next-token",
+        task=task,
         x=windows[:, :-1],
         y=windows[:, 1:],
         classes=BYTES,
         preprocessing={"kind": "bytes", "window": window},
-        clients=np.repeat(np.arange(len(cut)), [len(rows) for rows in cut]),
-        client_names=tuple(whole),
+        clients=np.where(clients < len(names), clients, -1),
+        client_names=tuple(names),
+        own_test=None if own_test is None else clients == len(names),
     )
 
 

@@ -2,11 +2,13 @@
 
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fedsim.data.corpus import Corpus, Folders
+from fedsim.data.given import corpus_of
 from fedsim.data.sources._files import contents
 from fedsim.errors import DataError
 from fedsim.registry import nearest
@@ -17,8 +19,9 @@ _KNOWN = ("x", "y", "clients", "groups", "names")
 def npz(folders: Folders, *, path: str, group: str | None = None) -> Corpus:
     """The corpus in the arrays x, y and, where there are such, clients, groups and names.
 
-    * x [N, ...] numbers become float32, y [N] (numbers or texts) classes in sorted order. When both are
-      uint8 [N, L], they are windows of bytes and their next bytes.
+    * x [N, ...] numbers become float32. What y holds says what is learned: integers or texts [N] are classes in sorted
+      order, floats [N] or [N, T] numbers to be predicted, booleans [N, C] labels. When both are uint8 [N, L], they are
+      windows of bytes and their next bytes.
     * clients [N]: natural client of every row, as texts, numbers, or numbers into `names` (texts).
     * groups [N]: texts or integers; rows of a group stay in one part.
 
@@ -32,26 +35,9 @@ def npz(folders: Folders, *, path: str, group: str | None = None) -> Corpus:
     """
     file = folders.scenario / path
     arrays = _arrays(file)
-    x, y = arrays["x"], arrays["y"]
-    text = x.dtype == y.dtype == np.uint8 and x.ndim == 2 and x.shape == y.shape
     clients, names = _clients(file, arrays)
-    if not text and x.dtype.kind not in "fiub":
-        raise DataError(f"{file}: array x has type {x.dtype}; give numbers")
-    if not text and (y.ndim != 1 or y.dtype.kind not in "iubU"):
-        raise DataError(f"{file}: array y has type {y.dtype} and shape {y.shape}; give one integer or text per row")
-    values, classes = np.unique(y, return_inverse=True)
-    return Corpus(
-        name=file.stem,
-        task="next-token" if text else "classification",
-        x=x if text else x.astype(np.float32),
-        y=y if text else classes.astype(np.int64),
-        classes=tuple(str(value) for value in (range(256) if text else values)),
-        preprocessing={"kind": "none"},
-        clients=clients,
-        client_names=names,
-        groups=arrays.get("groups"),
-        group_name=group or "",
-    )
+    corpus = corpus_of(arrays["x"], arrays["y"], name=file.stem, where=str(file))
+    return replace(corpus, clients=clients, client_names=names, groups=arrays.get("groups"), group_name=group or "")
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:

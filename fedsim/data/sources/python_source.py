@@ -9,19 +9,22 @@ from pathlib import Path
 
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.data.sources._files import contents
-from fedsim.data.sources._text import next_byte_corpus
+from fedsim.data.sources._text import Task, next_byte_corpus
 from fedsim.errors import DataError
 
 _LEFT_OUT = frozenset({"test", "tests", "idlelib"})
 
 
-def python_source(folders: Folders, *, max_bytes: int = 5_000_000, window: int = 80) -> Corpus:
+def python_source(
+    folders: Folders, *, max_bytes: int = 5_000_000, window: int = 80, task: Task = "next-token"
+) -> Corpus:
     """Windows of the standard library's source, with a client per top-level module or package.
 
     Args:
         folders: not used; no file beyond the interpreter's own is needed.
         max_bytes: modules are taken in name order up to this many bytes; the last one is cut.
         window: bytes of a window; windows do not overlap.
+        task: "next-token", or "generation", which also has the second half of every window written.
 
     Raises:
         ScenarioError: the window is shorter than 2 bytes.
@@ -36,7 +39,7 @@ def python_source(folders: Folders, *, max_bytes: int = 5_000_000, window: int =
         left -= len(texts[name])
     if not texts:
         raise DataError("data set 'python-source': no source is allowed or installed; raise data.max_bytes")
-    return next_byte_corpus("python-source", texts, window)
+    return next_byte_corpus("python-source", texts, window, task=task)
 
 
 def _modules(library: Path) -> Iterator[tuple[str, list[Path]]]:

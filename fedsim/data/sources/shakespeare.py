@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.data.sources._files import contents, verify
-from fedsim.data.sources._text import next_byte_corpus
+from fedsim.data.sources._text import Task, next_byte_corpus
 from fedsim.errors import DataError
 
 _PLAYS = {  # the first digits of each file's SHA-256
@@ -56,13 +56,14 @@ _DIRECTION = re.compile(r"\[(?:[^\]\n]|\n(?!\n))*\]?")  # where the closing brac
 _HEADING = re.compile(r"(THE )?(PROLOGUE|EPILOGUE|INDUCTION)\.?")
 
 
-def shakespeare(folders: Folders, *, window: int = 80, min_characters: int = 1000) -> Corpus:
+def shakespeare(folders: Folders, *, window: int = 80, min_characters: int = 1000, task: Task = "next-token") -> Corpus:
     """Windows of what each speaker of each of the 37 plays says.
 
     Args:
         folders: where the folder `shakespeare/plays` is looked for.
         window: bytes of a window; windows do not overlap.
         min_characters: a client needs at least as many, line ends not counted.
+        task: "next-token", or "generation", which also has the second half of every window written.
 
     Raises:
         ScenarioError: the window is shorter than 2 bytes.
@@ -76,7 +77,7 @@ def shakespeare(folders: Folders, *, window: int = 80, min_characters: int = 100
                 texts[f"{play}: {speaker}"] = "\n".join(lines).encode("ascii")
     if not texts:
         raise DataError(f"data set 'shakespeare': nobody has {min_characters} characters; lower data.min_characters")
-    return next_byte_corpus("shakespeare", texts, window)
+    return next_byte_corpus("shakespeare", texts, window, task=task)
 
 
 def _speeches(path: Path, digest: str) -> dict[str, list[str]]:
