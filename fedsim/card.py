@@ -149,6 +149,11 @@ def _privacy(card: Mapping[str, Any]) -> Iterator[str]:
     yield "```"
     yield from privacy.get("statement") or [f"epsilon {privacy['epsilon']} at delta {privacy['delta']:g}"]
     yield "```"
+    yield ""
+    yield (
+        "It is of the weights. What this page says of clients' own rows, their number and figures on them, has no "
+        "noise and is not covered; `fedsim export --public` leaves it out."
+    )
     if "client" in card:
         yield ""
         yield "This model was fitted to its client's rows; towards the client itself nothing is promised."

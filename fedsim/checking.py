@@ -138,9 +138,9 @@ def _of_model(target: str, settings: Sequence[str]) -> Scenario:
         "train": {"learning_rate": 0.1, "batch_size": 32},
     }
     content = override(usual, assignments(settings))
-    if "name" not in content.get("data", {}):
+    if not isinstance(table := content.get("data"), dict) or "name" not in table:
         raise ScenarioError(f"{target} is a model; name the data that it is for, such as --set data.name=digits")
-    content["data"].setdefault("partition", {"kind": "iid", "clients": 1})
+    table.setdefault("partition", {"kind": "iid", "clients": 1})
     return parse(content, Path.cwd(), target)
 
 

@@ -89,6 +89,8 @@ class SimulatedGrid(Grid, ABC):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Deliver messages; what clients do goes on until their replies are pulled, or dropped."""
         sent = list(messages)
+        if not sent:  # nobody would pull it, so that its work would never end
+            return []
         for message in sent:
             _stamp(message)
         chunks = [self._chunk(list(group)) for _, group in groupby(enumerate(sent), _chunk_key)]

@@ -145,7 +145,7 @@ def opened(
     card, sources = _card(run, folder), run / SOURCES
     if "trees" in card["architecture"]:
         raise ModelError(
-            f"{run}: its model is trees, no module of torch; xgboost.Booster(model_file=...) reads {folder}"
+            f"{run}: its model is trees, no module of torch; xgboost.Booster(model_file=...) reads files of {folder}"
         )
     strategy, stored = card.get("strategy", {}), card["preprocessing"] or {}
     if client is not None and (strategy.get("own_models", True) or stored.get("fit") != "per-client"):

@@ -210,6 +210,11 @@ def _prepared(
             "moves others and what is saved with the model, which epsilon does not cover; declare ranges in "
             'data.schema and set data.preprocess.kind = "constants"'
         )
+    if scenario.privacy.example is not None and federation.preprocessing.get("overlapping"):
+        raise PrivacyError(
+            f"privacy.example: rows of {scenario.data.name!r} are windows that share measurements, and to protect one "
+            "row protects no measurement; use privacy.client"
+        )
     if scenario.privacy.example is not None:
         twin = private_module(module, model_name(source))
         twin.module(problem.inputs(few.x[:1]))  # the first pass tries its per-example gradients

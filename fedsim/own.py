@@ -18,7 +18,7 @@ from fedsim.data.transform import Transform
 from fedsim.errors import FedsimError, ScenarioError, one_line
 from fedsim.metrics import Statistics
 from fedsim.origins import reference
-from fedsim.problem import Problem, sum_of
+from fedsim.problem import Problem, ratio, sum_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, target) -> [B] each row's loss; a step descends on the mean."""
@@ -143,7 +143,10 @@ class OwnProblem:
     def metrics(self, statistics: Statistics) -> dict[str, float]:
         """See `Problem`."""
         inner = {name: sums for name, sums in statistics.items() if not name.startswith("own/")}
-        return {**self.inner.metrics(inner), **{each.name: value_of(each, statistics) for each in self.measures}}
+        found = self.inner.metrics(inner)
+        if self.loss is not None:  # of every row, where a task's own may be of some
+            found["loss"] = ratio(float(statistics["loss"][0]), float(statistics["rows"][0]))
+        return {**found, **{each.name: value_of(each, statistics) for each in self.measures}}
 
     def metric_names(self) -> list[str]:
         """See `Problem`."""

@@ -18,7 +18,7 @@ from fedsim.data.preprocess import Preparation
 from fedsim.data.sources._files import contents
 from fedsim.data.table import Table
 from fedsim.data.table import read as read_table
-from fedsim.errors import DataError
+from fedsim.errors import DataError, one_line
 
 _PREPARED = "prepared"
 _BYTES = 256
@@ -105,17 +105,33 @@ class Preprocessing:
         if read is None:
             raise DataError(f"{path}: rows of kind {self.kind!r} come as .npz with the array {_PREPARED!r}")
         found = read(self, path)
-        x = found.x if isinstance(found.x, list) else self.finished(np.asarray(found.x), f"{path}, row")
-        return Read(x, found.names)
+        if isinstance(found.x, list):
+            return Read([self._transformed(row[None])[0] for row in found.x], found.names)
+        return Read(self.finished(np.asarray(found.x), f"{path}, row"), found.names)
 
     def finished(self, x: np.ndarray, where: str) -> np.ndarray:
         """Rows after the user's transform, checked; `where` comes before a row's place in messages."""
-        if "transform" in self.stored and self.transform is None:
+        return self.checked(self._transformed(x), where)
+
+    def _transformed(self, x: np.ndarray) -> np.ndarray:
+        """Rows after the user's transform, if there is one; floats are float32, as in training."""
+        if "transform" not in self.stored:
+            return x
+        name = self.stored["transform"]
+        if self.transform is None:
             raise DataError(
-                f"the rows went through {self.stored['transform']!r}, whose code is not here; apply it, and give an "
-                f".npz with the array {_PREPARED!r}, rows as the model takes them"
+                f"the rows went through {name!r}, whose code is not here; apply it, and give an .npz with the array "
+                f"{_PREPARED!r}, rows as the model takes them"
             )
-        return self.checked(self.transform(x) if self.transform is not None else x, where)
+        try:
+            made = np.asarray(self.transform(x))
+        except Exception as error:
+            shape = list(x.shape[1:])
+            raise DataError(f"data.transform: {name} fails on rows {shape} of {x.dtype}: {one_line(error)}") from error
+        if made.ndim < 2 or len(made) != len(x) or made.dtype.kind not in "fiu":
+            raise DataError(f"data.transform: {name} gives {list(made.shape)} of {made.dtype} for {len(x)} rows")
+        with np.errstate(over="ignore"):  # what float32 cannot hold is told with its row
+            return made.astype(np.float32) if made.dtype.kind == "f" else made
 
     def checked(self, x: np.ndarray, where: str) -> np.ndarray:
         """Rows of the model's shape whose values it can take."""

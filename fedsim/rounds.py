@@ -289,7 +289,7 @@ class Run:
             stop = Stop("failure", str(error), failed=True)
         last = stop is not None or number == self.scenario.rounds or self._interrupts.asked
         if last or not isinstance(self.strategy, AlgorithmStrategy):  # Flower's may change with what is measured
-            return self._complete() or stop
+            return self._complete(last=last) or stop
         return None
 
     def _round(self, number: int) -> Stop | None:
@@ -321,8 +321,11 @@ class Run:
         self._open = OpenRound(number, model, measuring, rows, replies, accounts, epsilon, self.strategy.snapshot())
         return None
 
-    def _complete(self) -> Stop | None:
-        """Wait for the evaluation of the round that is open, if one is, and commit it; a reason to end the run then."""
+    def _complete(self, *, last: bool = False) -> Stop | None:
+        """Wait for the evaluation of the round that is open, if one is, and commit it; a reason to end the run then.
+
+        With `last` no round comes after it.
+        """
         opened, self._open = self._open, None
         if opened is None:
             return None
@@ -332,7 +335,7 @@ class Run:
             stop: Stop | None = self._not_committed(error, opened.rows)
         else:
             stop = self._watch.after(opened.number, metrics, opened.rows)
-            self._commit(opened, metrics, last=stop is not None or self._interrupts.asked)
+            self._commit(opened, metrics, last=last or stop is not None or self._interrupts.asked)
         if stop is not None:  # the next round may have been drawn already
             self.strategy.restore(opened.number, opened.snapshot)
             if self.ledger is not None:

@@ -139,8 +139,9 @@ def test_the_command_prints_it(
 def test_what_cannot_be_checked_is_one_line() -> None:
     with pytest.raises(ScenarioError, match=r"name the class or function in it, as nets\.py:Net"):
         check("nets.py")
-    with pytest.raises(ScenarioError, match=r"name the data that it is for, such as --set data\.name=digits"):
-        check("nets.py:Odd")
+    for named in ([], ["data=5"]):
+        with pytest.raises(ScenarioError, match=r"name the data that it is for, such as --set data\.name=digits"):
+            check("nets.py:Odd", named)
     with pytest.raises(ScenarioError, match=r"nets\.py defines no 'Ood'\. Did you mean Odd\?"):
         check("nets.py:Ood", DIGITS)
     with pytest.raises(ModelError, match=r"model 'nets\.py:Fails' fails in training: KeyError: 'only in training'"):

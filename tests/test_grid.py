@@ -81,6 +81,13 @@ def test_no_messages_no_replies(grid: SimulatedGrid) -> None:
     assert grid.send_and_receive([]) == []
 
 
+def test_without_messages_nothing_is_begun(grid: SimulatedGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would ever pull it, so that every round would leave an engine one more batch to look through."""
+    begun: list[object] = []
+    monkeypatch.setattr(grid, "begin", begun.append)
+    assert grid.push_messages([]) == [] and not begun
+
+
 def test_a_message_with_arrays_that_do_not_fit_is_an_error_reply(grid: SimulatedGrid, work: Work) -> None:
     other = ArrayRecord({"weight": next(iter(to_record(work.layout, work.initial).values()))})
     (reply,) = grid.send_and_receive([message(work, 0, "update", other)])

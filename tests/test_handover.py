@@ -20,6 +20,7 @@ import fedsim
 from fedsim.errors import DataError, FedsimError, ModelError, RunFolderError, ScenarioError
 from fedsim.handover import opened, predict
 from fedsim.problem import evaluate
+from fedsim.raw_rows import Preprocessing
 from tests import small
 from tests.handed import KINDS, NET, Made, made
 
@@ -45,6 +46,37 @@ def run(request: pytest.FixtureRequest, run_of: Callable[[str], Made]) -> Made:
 def raw_pixels(run: Made) -> np.ndarray:
     """The digits as they come, 0 to 16, of the central test set."""
     return np.round(run.job.federation.central["test"].x * 16)
+
+
+# Rows
+
+
+def rows_through(transform: Callable[[np.ndarray], np.ndarray], task: str, kind: str) -> Preprocessing:
+    stored = {"kind": kind, "transform": "mine.py:own"}
+    return Preprocessing(stored, (4,), kind == "bytes", None, task, transform=transform)
+
+
+def test_a_transform_s_floats_are_those_of_training() -> None:
+    """NumPy makes float64 of many things, and a model of float32 fails on them."""
+    raw = np.arange(8.0).reshape(2, 4)
+    ready = rows_through(lambda x: x / np.array([3.0, 7.0, 9.0, 11.0]), "classification", "none")(raw)
+    assert ready.dtype == np.float32
+    assert ready == pytest.approx(raw / [3, 7, 9, 11])
+
+
+@pytest.mark.parametrize("task", ["next-token", "generation"])
+def test_lines_of_text_go_through_a_transform_too(task: str, tmp_path: Path) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_text("abcd\nxyz\n")
+    read = rows_through(lambda x: x - 32, task, "bytes").read(file)
+    assert [bytes(row) for row in read.x] == [b"ABCD", b"XYZ"]
+
+
+@pytest.mark.parametrize("transform", [lambda x: x @ np.eye(3), lambda x: x[0], lambda x: x.astype(str)])
+def test_a_transform_that_fails_on_new_rows_is_told_in_one_line(transform: Callable[[np.ndarray], np.ndarray]) -> None:
+    with pytest.raises(DataError, match=r"^data\.transform: mine\.py:own (fails on|gives) ") as caught:
+        rows_through(transform, "classification", "none")(np.ones((2, 4)))
+    assert "\n" not in str(caught.value)
 
 
 # The model

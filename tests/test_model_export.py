@@ -276,6 +276,7 @@ def test_the_card_has_every_figure_and_says_what_is_promised(tmp_path: Path) -> 
         f"| {name.split('/')[3]} | {value:.4f} |" in page for name, value in figures.items()
     )
     assert "\n".join(card["privacy"]["statement"]) in page
+    assert "figures on them, has no noise and is not covered; `fedsim export --public` leaves it out." in page
     assert "mlp, " in page and "* `model.pt2`: the computation" in page and "* image: divide_by 16.0" in page
 
 

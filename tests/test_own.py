@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.nn import functional
 
 import fedsim
+from fedsim.data.build import build
 from fedsim.data.corpus import Corpus
+from fedsim.data.transform import of_federation
 from fedsim.engine.ray import RayEngine
-from fedsim.errors import FedsimError, ScenarioError
+from fedsim.errors import DataError, FedsimError, ScenarioError
 from fedsim.own import Metric, Own, OwnProblem, with_own
 from fedsim.problem import evaluate
 from fedsim.replay import replay
 from fedsim.stored import open_run, stored_environment
 from fedsim.tasks.classification import Classification
+from fedsim.tasks.reconstruction import Reconstruction
 from tests import small
 
 MINE = '''
@@ -87,6 +90,10 @@ def writing(x):
 
 def infinite_rows(x):
     return np.where(x > 0.9, np.inf, x)
+
+
+def too_large(x):
+    return x.astype(np.float64) * 1e300
 
 
 def digits(folders, seed):
@@ -167,6 +174,17 @@ def test_a_transform_reaches_clients_that_are_found_when_they_are_asked_for(fold
     assert np.array_equal(halved.x, plain.x / 2) and np.array_equal(halved.y, plain.y)
 
 
+def test_a_transform_gives_no_tokens_beyond_the_vocabulary() -> None:
+    """A model's embedding ends there; a client would fail in the middle of a run."""
+    rows = np.arange(40) % 5
+    corpus = Corpus("words", "classification", np.stack([rows, rows], axis=1), rows % 2, ("a", "b"), vocabulary=6)
+    federation = build(corpus, 1, {"kind": "iid", "clients": 2})
+    assert of_federation(federation, lambda x: x + 1, "next").vocabulary == 6
+    for moved, found in ((lambda x: x + 2, "2 to 6"), (lambda x: x - 1, "-1 to 3")):
+        with pytest.raises(DataError, match=f"data.transform: moved gives tokens {found} of a vocabulary of 6"):
+            of_federation(federation, moved, "moved")
+
+
 def test_own_parts_do_not_depend_on_where_they_run(folder: Path, ray_engine: RayEngine) -> None:
     """Workers find parts of files by themselves, and get Python objects by value; all give the same bits."""
     inline = small.run(small.job(ALL, folder), folder / "inline")
@@ -234,6 +252,14 @@ def test_arrays_are_data() -> None:
     assert corpus_of((text, text)).task == "next-token"
 
 
+def test_classes_are_not_taken_from_rows_unnoticed(caplog: pytest.LogCaptureFixture) -> None:
+    x, y, client = arrays()
+    corpus_of((x, y.astype(float), client))
+    assert not caplog.messages
+    corpus_of((x, y, client))
+    assert caplog.messages == ["arrays: its classes were taken from the rows of all clients"]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -243,6 +269,8 @@ def test_arrays_are_data() -> None:
         ((np.zeros((3, 2)), np.zeros((3, 2), int)), "array y has type int64"),
         ((np.zeros((3, 2)), np.zeros(3, int), np.zeros(3)), "array client has type float64"),
         ((np.full((40, 2), np.nan), np.arange(40) % 2), "a value in row 0 of x that is not finite"),
+        ((np.full((40, 2), 1e39), np.arange(40) % 2), "a value in row 0 of x that is not finite"),
+        (([[1, 2], [3]], [0, 1]), "x is no array, its rows differ in length"),
     ],
 )
 def test_arrays_that_are_no_data_are_refused(data: Any, message: str) -> None:
@@ -295,6 +323,7 @@ def test_data_of_a_function_may_depend_on_the_seed(folder: Path) -> None:
         ({"data.transform": "mine.py:shorter"}, r"shorter gives shape \[1\d+, 1, 8, 8\] for 1\d+ rows"),
         ({"data.transform": "mine.py:writing"}, "writing fails on rows .*read-only"),
         ({"data.transform": "mine.py:infinite_rows"}, "infinite_rows gives a value in row 0 that is not finite"),
+        ({"data.transform": "mine.py:too_large"}, r"too_large gives a value in row \d+ that is not finite"),
         ({"data.transform": "mine.py:squared"}, "squared fails on rows"),
     ],
 )
@@ -317,6 +346,16 @@ def test_a_metric_without_rows_is_not_defined() -> None:
     none = {**problem.zeros(), "own/recall/hits": np.zeros(1), "own/recall/all": np.zeros(1), "rows": np.ones(1)}
     judged = OwnProblem(Classification(("a", "b", "c")), None, (divided,), "recall", {})
     assert np.isnan(judged.metrics(none)["recall"])
+
+
+def test_an_own_loss_is_the_mean_over_all_rows() -> None:
+    """Also where the task's own is that of some: reconstruction's is that of normal rows."""
+    problem = with_own(
+        Reconstruction(2), Own(lambda output, target: output[:, 0] * 0 + target[:, -1] + 1), None, Path(), {}
+    )
+    y = np.array([[0, 0, 0], [1, 0, 1], [0, 1, 1], [1, 1, 0]], dtype=np.float32)
+    found = problem.metrics(evaluate(torch.nn.Identity(), problem, y[:, :2], y))
+    assert found["loss"] == 1.5
 
 
 def test_a_model_runs_once_for_all_metrics() -> None:

@@ -267,8 +267,9 @@ def test_a_spent_epsilon_ends_a_run_before_it_is_exceeded(out: Path) -> None:
     free = small.run(small.job({"rounds": 4, "privacy.example": privacy}), out)
     by_round = [row.epsilon for row in open_run(out).rounds()]
     limit = (by_round[1] + by_round[2]) / 2  # type: ignore[operator]
-    changes = {"rounds": 4, "privacy.example": privacy, "stop": {"epsilon": limit}}
+    changes = {"rounds": 4, "privacy.example": privacy, "stop": {"epsilon": limit}, "checkpoint.every": 100}
     limited = small.run(small.job(changes), out.with_name("limited"))
+    assert list((limited.folder / "checkpoints").glob("round-000002*")), "clients' own models are put together of it"
     assert limited.values["stop"]["kind"] == "budget"
     assert limited.values["rounds"] == 2
     assert limited.values["privacy"]["largest"] == by_round[1]

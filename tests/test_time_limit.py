@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedsim.engine import Engine
+from fedsim.engine.ray import RayGrid
 from fedsim.errors import ClientError
+from fedsim.local import Work
+from fedsim.parameters import to_record
 from fedsim.signals import time_limit
 from fedsim.stored import open_run
 from tests import small
@@ -67,6 +71,27 @@ def test_a_worker_that_does_not_heed_the_limit_is_ended(
     rows = run(STUBBORN, tmp_path, ray_engine)
     assert [status for _, status, _ in rows] == ["failed" if client == small.ODD else "ok" for client, *_ in rows]
     assert "did not heed cohort.client_timeout" in str(rows[small.ODD][2])
+
+
+def test_a_result_that_waits_for_the_driver_is_not_late(ray_engine: "RayEngine") -> None:
+    """Workers train while the driver commits and observers look on: what has come back in the meantime counts."""
+    import ray
+
+    job = small.job({**small.POINTS, "cohort.client_timeout": 60}, data=small.points(1.0))
+    grid, work = ray_engine.grid(job), Work(job)
+    assert isinstance(grid, RayGrid)
+    arrays = to_record(work.layout, work.initial)
+    messages = [
+        Message(RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})}), node, "train")
+        for node in grid.get_node_ids()
+    ]
+    workers = list(ray_engine.actors)
+    pushed = grid.push_messages(messages)
+    for place in grid.crew.places:
+        ray.wait(list(place.held), num_returns=len(place.held))
+        place.since -= 1e6  # the driver was away for days
+    assert not any(reply.has_error() for reply in grid.pull_messages(pushed))
+    assert ray_engine.actors == workers
 
 
 def test_the_limit_ends_with_its_block() -> None:

@@ -30,7 +30,8 @@ class Corpus:
         y: [N, ...] targets as the task takes them: int64 classes [N], bytes [N, L], float32 numbers.
         classes: names of the classes; for next-token tasks the 256 byte values; none where rows have none.
         preprocessing: what was done to raw values, enough to do it again to new ones; under "fitted_on_rows" whether
-            numbers for it were taken from the rows, which privacy does not cover.
+            numbers for it were taken from the rows, which privacy does not cover; under "overlapping" whether rows
+            share values, so that none is protected alone.
         clients: [N] natural client of every row as index into `client_names`, where the set has one.
         client_names: names of natural clients.
         groups: [N] the person (or other unit) a row belongs to; rows of a group stay in one part.

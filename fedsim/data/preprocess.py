@@ -144,25 +144,26 @@ def statistics(columns: Mapping[str, Column], raw: np.ndarray) -> np.ndarray:
         if column.kind == "number":
             there = _logged(raw[:, place], column)
             there = there[np.isfinite(there)]
-            found[:, place] = len(there), there.sum(), (there**2).sum()
+            with np.errstate(over="ignore"):  # which `_scale` tells
+                found[:, place] = len(there), there.sum(), (there**2).sum()
     return found
 
 
 def _scales(columns: Mapping[str, Column], total: np.ndarray) -> dict[str, Scale]:
     """Mean and deviation; the schema's constants for what cannot be known: no values, or all the same."""
     places = {name: place for place, name in enumerate(columns)}
-    return {name: _scale(column, *total[:, places[name]].tolist()) for name, column in _numeric(columns)}
+    return {name: _scale(name, column, *total[:, places[name]].tolist()) for name, column in _numeric(columns)}
 
 
-def _scale(column: Column, count: float, total: float, squares: float) -> Scale:
+def _scale(name: str, column: Column, count: float, total: float, squares: float) -> Scale:
     constant = Scale(*column.constants)
     if not count:
         return constant
     mean = total / count
-    variance = squares / count - mean**2
+    variance = squares / count - mean * mean
     if not math.isfinite(variance):
-        raise DataError("a column is too large to be standardised; rescale it")
-    return Scale(mean, math.sqrt(variance) if variance > 1e-12 * max(mean**2, 1e-200) else constant.std)
+        raise DataError(f"column {name!r}: values are too large to be standardised; rescale the column")
+    return Scale(mean, math.sqrt(variance) if variance > 1e-12 * max(mean * mean, 1e-200) else constant.std)
 
 
 def _numeric(columns: Mapping[str, Column]) -> list[tuple[str, Column]]:

@@ -76,6 +76,8 @@ class Column(BaseModel):
             raise ValueError("log is for features; metrics of a label are in its own unit")
         if self.log and self.range is not None and self.range[0] <= -1:
             raise ValueError("log needs values above -1")
+        if self.log and isinstance(self.rule, float) and self.rule <= -1:
+            raise ValueError("log needs a value above -1 for what is missing, too")
         return self
 
     @property
@@ -135,9 +137,11 @@ def named(table: Table, columns: Columns) -> Table:
             raise DataError(
                 f"{table.path}: column {header!r} is not in data.schema.{nearest(name, columns)} Else ignore it there"
             )
-        if unit and declared.kind == "number" and unit != declared.unit:
+        if unit and declared.kind in ("number", "label") and unit != declared.unit:
             stated = f"declares {declared.unit!r}" if declared.unit else "declares none"
             raise DataError(f"{table.path}: column {name!r} is in {unit!r}, data.schema {stated}; convert the column")
+        if name in renamed:
+            raise DataError(f"{table.path}: two columns are {name!r} for data.schema, {header!r} is one; leave one out")
         renamed[name] = values
     for name, column in columns.items():
         if name not in renamed and column.kind != "ignore":
@@ -167,7 +171,7 @@ def values(table: Table, columns: Columns) -> np.ndarray:
 
 def kept(table: Table, columns: Columns) -> Table:
     """The table without the rows that lack a value which the schema says to drop them for."""
-    dropping = {name: column for name, column in columns.items() if column.rule == "drop"}
+    dropping = {name: column for name, column in columns.items() if column.rule == "drop" and name in table.columns}
     lacking = np.zeros(len(table), dtype=bool)
     for name, column in dropping.items():
         absent = _absent(column)
@@ -181,10 +185,11 @@ def kept(table: Table, columns: Columns) -> Table:
     return Table(table.path, picked, [table.lines[row] for row in rows])
 
 
-def texts(table: Table, name: str) -> list[str]:
-    """A column of names, all there: clients, groups."""
+def texts(table: Table, name: str, column: Column | None = None) -> list[str]:
+    """A column of names, all there: clients, groups; `column` says what means missing beside an empty field."""
+    absent = _absent(column) if column is not None else frozenset({""})
     for value, line in zip(table.columns[name], table.lines, strict=True):
-        if not value:
+        if value in absent:
             raise DataError(f"{table.path}, line {line}: column {name!r} is missing; fill it in or drop the row")
     return list(table.columns[name])
 

@@ -60,7 +60,7 @@ def tabular(
         preprocessing={"kind": "table", "declared": known, **({"target": target} if target else {})},
         clients=clients,
         client_names=client_names,
-        groups=np.array([value for table in sound for value in texts(table, group)]) if group is not None else None,
+        groups=_groups(sound, group, columns),
         group_name=group or "",
         own_test=_own_test(sound, test, clients),
         columns=shown,
@@ -89,7 +89,8 @@ def _targets(task: str, labels: Columns, raw: np.ndarray) -> tuple[np.ndarray, t
         return raw[:, 0].astype(np.int64), tuple(next(iter(labels.values())).categories or ()), {}
     if task == "multi-label":
         return raw.astype(np.uint8), tuple(labels), {}
-    y = raw.astype(np.float32)
+    with np.errstate(over="ignore"):  # which is told with the row
+        y = raw.astype(np.float32)
     return (y[:, 0] if len(labels) == 1 else y), (), _declared(labels)
 
 
@@ -106,6 +107,13 @@ def _declared(labels: Columns) -> dict[str, object]:
     }
 
 
+def _groups(tables: Sequence[Table], group: str | None, columns: Columns) -> np.ndarray | None:
+    """[N] every row's group, as it is called."""
+    if group is None:
+        return None
+    return np.array([value for table in tables for value in texts(table, group, columns[group])])
+
+
 def _clients(
     tables: Sequence[Table], columns: Columns, owners: Sequence[str], unseen: Collection[str]
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -118,7 +126,7 @@ def _clients(
         if not owners:
             return None, ()
         return np.repeat(np.arange(len(tables)), [len(table) for table in tables]), tuple(owners)
-    given = [value for table in tables for value in texts(table, column)]
+    given = [value for table in tables for value in texts(table, column, columns[column])]
     ordered = sorted_values(set(given) - set(unseen))
     number = {value: place for place, value in enumerate(ordered)}
     return np.array([number.get(value, -1) for value in given], dtype=np.int64), tuple(ordered)

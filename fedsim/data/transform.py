@@ -31,6 +31,8 @@ def of_federation(federation: Federation, transform: Transform, name: str) -> Fe
         part: Rows(_applied(transform, name, rows.x) if len(rows.x) else x[:0], rows.y)
         for part, rows in federation.central.items()
     }
+    for values in (x, *(rows.x for rows in central.values())):
+        _check_tokens(values, federation.vocabulary, name)
     return replace(
         federation,
         x=x,
@@ -53,6 +55,12 @@ def of_population(population: Population, transform: Transform, name: str) -> Po
     return replace(population, rows=others, test=test, preprocessing={**population.preprocessing, "transform": name})
 
 
+def _check_tokens(x: np.ndarray, vocabulary: int | None, name: str) -> None:
+    """Refuse tokens that the vocabulary has not."""
+    if vocabulary is not None and x.dtype.kind in "iu" and x.size and (x.min() < 0 or x.max() >= vocabulary):
+        raise DataError(f"data.transform: {name} gives tokens {x.min()} to {x.max()} of a vocabulary of {vocabulary}")
+
+
 def _applied(transform: Transform, name: str, x: np.ndarray) -> np.ndarray:
     """[N, ...] the result, in memory in its own order: bits depend on how rows lie."""
     result = _result(transform, name, x)
@@ -67,9 +75,11 @@ def _applied(transform: Transform, name: str, x: np.ndarray) -> np.ndarray:
             )
     if result.dtype.kind not in "fiu":
         raise DataError(f"data.transform: {name} gives type {result.dtype}; return floats or integers")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is not finite
+        result = np.ascontiguousarray(result, dtype=np.float32 if result.dtype.kind == "f" else None)
     if result.dtype.kind == "f" and not (finite := np.isfinite(result.reshape(len(result), -1)).all(axis=1)).all():
         raise DataError(f"data.transform: {name} gives a value in row {int(np.argmin(finite))} that is not finite")
-    return np.ascontiguousarray(result, dtype=np.float32 if result.dtype.kind == "f" else None)
+    return result
 
 
 def _result(transform: Transform, name: str, x: np.ndarray) -> np.ndarray:

@@ -195,7 +195,8 @@ class Crew:
         for place in self.places:
             call = next(iter(place.held.values()), None)
             clients = call.batch.queue.clients(call.numbers) if call is not None else 0
-            if call is not None and time.monotonic() - place.since > clients * self._client_timeout + GRACE_SECONDS:
+            late = call is not None and time.monotonic() - place.since > clients * self._client_timeout + GRACE_SECONDS
+            if late and not _returned(next(iter(place.held))):
                 self._replace(place, "it did not heed cohort.client_timeout")
 
     def _hand_out(self) -> None:
@@ -237,6 +238,12 @@ class Crew:
             call.batch.queue.again(call.numbers)
         for call in calls[:1]:
             call.batch.queue.lose(call.numbers, reason)
+
+
+def _returned(ref: Ref) -> bool:
+    """Whether a call has ended: its result may have waited while the driver was at other things."""
+    done, _ = ray.wait([ref], timeout=0)
+    return bool(done)
 
 
 def cause(reason: object) -> str:

@@ -69,6 +69,13 @@ def test_clients_are_those_of_a_column(folder: Path) -> None:
     assert [corpus.client_names[place] for place in corpus.clients] == ["ann", "bob", "ann"]
 
 
+@pytest.mark.parametrize("nobody", [None, " "])
+def test_a_row_of_nobody_is_named(folder: Path, nobody: str | None) -> None:
+    saved(folder, TEXTS, [1, 0, 1], user=["ann", nobody, "ann"])
+    with pytest.raises(DataError, match="split 'train', row 1: column 'user' is empty"):
+        read(folder, client="user")
+
+
 def test_another_vocabulary_has_another_digest(folder: Path) -> None:
     """So that a model's tokens can be told from another's."""
     first = read(folder).preprocessing["vocabulary_sha256"]

@@ -218,6 +218,7 @@ def test_tasks_of_a_table(tmp_path: Path) -> None:
         ("", "s0,,100,f,x,no", r"line 3: column 'age' is missing; fill it in, drop .* \(client 's0'\)$"),
         ("", "s0,50,-3,f,x,no", r"line 3: column 'chol' is -3, outside -1 to inf"),
         ("", ",50,100,f,x,no", r"line 3: column 'site' is missing"),
+        ("site,age,age [years],chol,sex,note,ill", "s0,50,60,100,f,x,no", "two columns are 'age' for data.schema"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(header: str, row: str, message: str, tmp_path: Path) -> None:
@@ -250,6 +251,7 @@ def test_what_is_wrong_is_told_in_one_line(header: str, row: str, message: str, 
         ({"kind": "number", "range": [1, "x"]}, r"^data\.schema\.a\.range: "),
         ({"kind": "number", "std": 0}, r"data\.schema\.a\.std: "),
         ({"kind": "number", "log": True, "range": [-2, 1]}, "log needs values above -1"),
+        ({"kind": "number", "log": True, "rule": -1}, "log needs a value above -1 for what is missing"),
         ({"kind": "client"}, "a and b are both of kind client"),
     ],
 )
@@ -257,6 +259,30 @@ def test_a_schema_that_is_none(column: dict[str, Any], message: str) -> None:
     with pytest.raises(ScenarioError, match=message) as caught:
         columns_of({"a": column, "b": {"kind": "client"}})
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_schema_says_holds_for_every_kind(tmp_path: Path) -> None:
+    """A label's unit, a client's codes that mean missing; what is ignored need not be there to be dropped for."""
+    write(tmp_path, [[f"{row}", "?", f"{row % 2}"] for row in range(6)], "a,site,y [kg]")
+    number, label = {"kind": "number"}, {"kind": "label", "unit": "g"}
+    with pytest.raises(DataError, match=r"column 'y' is in 'kg', data\.schema declares 'g'"):
+        load(tmp_path, {"a": number, "site": {"kind": "ignore"}, "y": label}, task="regression")
+    label["unit"] = "kg"
+    for kind in ("client", "group"):
+        with pytest.raises(DataError, match=r"t\.csv, line 2: column 'site' is missing"):
+            load(tmp_path, {"a": number, "site": {"kind": kind, "missing": ["?"]}, "y": label}, task="regression")
+    ignored = {"site": {"kind": "ignore"}, "gone": {"kind": "ignore", "rule": "drop"}}
+    assert len(load(tmp_path, {"a": number, **ignored, "y": label}, task="regression")) == 6
+
+
+def test_numbers_that_nothing_can_be_made_of(tmp_path: Path) -> None:
+    """Their squares overflow, or there are none: the column is named."""
+    write(tmp_path, [[f"{row}e300", "", f"{row % 2}"] for row in range(20)], "a,b,y")
+    with pytest.raises(DataError, match="column 'b' is empty in every row; leave it out"):
+        csv(Folders((), tmp_path), path="t.csv", label="y")
+    schema = {"a": {"kind": "number"}, "b": {"kind": "ignore"}, "y": {"kind": "label", "categories": ["0", "1"]}}
+    with pytest.raises(DataError, match="'t': column 'a': values are too large to be standardised"):
+        build(load(tmp_path, schema), 1, {"kind": "iid", "clients": 2})
 
 
 def test_what_does_not_fit_together_is_refused(corpus: Corpus) -> None:

@@ -113,6 +113,7 @@ def test_lines_become_rows_with_declared_classes_and_clients(tmp_path: Path) -> 
         (b"yes\tgood\n\nno\t  \n", {}, "line 3 has an empty text; drop the line"),
         (b"yes\tgood\nna\tbad\n", {}, r"line 2 has the class 'na'\. Did you mean no\?"),
         (b"yes\tgood\nno\tb\xe4d\n", {}, "line 2: byte 13 is not UTF-8; save the file as UTF-8"),
+        (b"a\tno\tx\n\tyes\ty", {"columns": ("client", "label", "text")}, "line 2 has no client; name whose"),
         (b"\n \n", {}, "has no lines"),
         (b"", {}, "has no lines"),
         (b"x", {"columns": ("text", "ignore")}, r'data\.columns = .* should name "label" once'),

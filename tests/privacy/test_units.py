@@ -1,6 +1,7 @@
 """A unit of several rows, such as a person: sampled, averaged, clipped and counted as one, whatever its rows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fedsim import seeds
 from fedsim.data.corpus import Corpus, Folders
+from fedsim.errors import PrivacyError
 from fedsim.job import Job
 from fedsim.local import Received, Work
 from fedsim.models.mlp import mlp
@@ -179,3 +181,17 @@ def test_a_table_names_its_patients(tmp_path: Path) -> None:
     federation = small.job(changes, tmp_path).federation
     assert federation.group_name == "patient_id"
     assert federation.train_units().tolist() == [patients_of(small.job(changes, tmp_path), client) for client in (0, 1)]
+
+
+def test_windows_that_share_measurements_are_no_units() -> None:
+    """One measurement would move several rows, and epsilon would be claimed for one."""
+
+    def overlapping(folders: Folders) -> Corpus:
+        plain = small.points(0.0)(folders)
+        assert isinstance(plain, Corpus)
+        return replace(plain, preprocessing={"overlapping": True})
+
+    example = {"privacy.example": {"noise_multiplier": 1.0, "delta": 1e-3, "max_grad_norm": 1.0}}
+    with pytest.raises(PrivacyError, match="share measurements"):
+        small.job({**small.POINTS, **example}, data=overlapping)
+    small.job(small.POINTS, data=overlapping)

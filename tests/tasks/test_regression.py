@@ -103,7 +103,11 @@ def test_rows_that_do_not_fit(y: np.ndarray, message: str) -> None:
 
 
 def test_declarations_that_do_not_fit() -> None:
-    for target in ({"mean": [1.0, 2.0]}, {"std": 0.0}, {"range": [[0, 1], [0, 1]]}):
+    targets: list[dict[str, Any]] = [
+        *({"mean": [1.0, 2.0]}, {"mean": None}, {"std": 0.0}, {"std": float("nan")}, {"std": "wide"}),
+        *({"range": [[0, 1], [0, 1]]}, {"range": [0]}, {"range": []}, {"range": 5}, {"range": [5, 1]}),
+    ]
+    for target in targets:
         with pytest.raises(DataError, match="target"):
             regression(target=target)
     with pytest.raises(DataError, match="takes one number a row"):

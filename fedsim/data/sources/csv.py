@@ -100,6 +100,8 @@ def _category(table: Table, name: str, given: set[str], kind: Literal["category"
     if kind == "label" and len(given) < 2:
         only = next(iter(given), "")
         raise DataError(f"{table.path}: column {name!r} is {only!r} in every row; there is nothing to learn")
+    if not given:
+        raise DataError(f"{table.path}: column {name!r} is empty in every row; leave it out")
     return Column(kind=kind, categories=sorted_values(given), missing=codes)
 
 

@@ -75,8 +75,8 @@ def hugging_face(
     else:
         assert image is not None
         x, done = _pixels(rows, image, size)
-    owners = rows.column(client) if client is not None else None
-    people = sorted({str(owner) for owner in owners}) if owners is not None else []
+    owners = _owners(rows, client) if client is not None else None
+    people = sorted(set(owners)) if owners is not None else []
     place = {name: number for number, name in enumerate(people)}
     return Corpus(
         name=dataset,
@@ -85,7 +85,7 @@ def hugging_face(
         y=_labels(rows, label, declared),
         classes=declared,
         preprocessing=done,
-        clients=np.array([place[str(owner)] for owner in owners]) if owners is not None else None,
+        clients=np.array([place[owner] for owner in owners]) if owners is not None else None,
         client_names=people,
         own_test=rows.in_second() if test is not None else None,
         vocabulary=vocabulary,
@@ -138,6 +138,15 @@ def _classes(split: Any, label: str, classes: Sequence[str] | None, dataset: str
     if names is None:
         raise DataError(f"data {dataset!r} declares no classes of column {label!r}; name them: data.classes = [...]")
     return tuple(names)
+
+
+def _owners(rows: _Rows, client: str) -> list[str]:
+    """Whose each row is."""
+    owners = rows.column(client)
+    for row, owner in enumerate(owners):
+        if owner is None or not str(owner).strip():
+            raise rows.wrong(row, f"column {client!r} is empty")
+    return [str(owner) for owner in owners]
 
 
 def _labels(rows: _Rows, label: str, classes: Sequence[str]) -> np.ndarray:

@@ -53,7 +53,7 @@ def labelled_text(
 
     Raises:
         ScenarioError: columns or classes cannot be read so.
-        DataError: the file is missing or no UTF-8; a line has too few columns, an empty text or another class.
+        DataError: the file is missing or no UTF-8; a line has too few columns, no text, no client or another class.
     """
     for column in ("text", "label"):
         if columns.count(column) != 1:
@@ -83,7 +83,7 @@ def read_lines(path: Path, data: bytes, columns: Sequence[Column], classes: Sequ
     r"""The columns of every line that is not blank. Lines end at \n or \r\n alone, not at what Unicode also calls one.
 
     Raises:
-        DataError: bytes that are no UTF-8, too few columns, an empty text, a class that is not known, or no lines;
+        DataError: bytes that are no UTF-8, too few columns, no text, no client, a class that is not known, or no lines;
             names the line.
     """
     lines = Lines([], [], [])
@@ -98,6 +98,8 @@ def read_lines(path: Path, data: bytes, columns: Sequence[Column], classes: Sequ
         row = dict(zip(columns, [*fields[:place], "\t".join(fields[place:end]), *fields[end:]], strict=True))
         if not row["text"].strip():
             _refuse(path, number, "has an empty text; drop the line")
+        if not row.get("client", "nobody's").strip():
+            _refuse(path, number, "has no client; name whose text it is")
         if row["label"] not in classes:
             _refuse(path, number, f"has the class {row['label']!r}.{nearest(row['label'], classes)}")
         lines.texts.append(row["text"])

@@ -75,7 +75,12 @@ def nab(
         x=rows,
         y=np.concatenate([rows, marks.astype(np.float32)], axis=1),
         classes=(),
-        preprocessing={"kind": "windows", "length": window, "scaled": "by the first 15 % of its series"},
+        preprocessing={
+            "kind": "windows",
+            "length": window,
+            "scaled": "by the first 15 % of its series",
+            "overlapping": True,
+        },
         clients=np.concatenate(owners),
         client_names=tuple(series),
         groups=np.concatenate(groups),
