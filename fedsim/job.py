@@ -199,7 +199,7 @@ def _prepared(
     problem = with_own(problem_of(federation, scenario.folder), own, scenario.task.headline, scenario.folder)
     _check_rows(problem, federation)
     few = federation.first_rows
-    check_model(model_name(source), module, problem, _with_last_token(few.x, federation.vocabulary), few.y)
+    check_model(model_name(source), module, problem, *_with_largest_token(federation))
     lengths = check_own(problem, own, module, *_some_rows(federation)) if isinstance(problem, OwnProblem) else {}
     check_algorithm(algorithm, scenario, module, layout_of(module), federation.clients)
     check_driven(algorithm, scenario, int((federation.train_rows > 0).sum()))
@@ -316,13 +316,12 @@ def problem_of(federation: Federation, folder: Path) -> Problem:
     return problem_for(federation.task, federation.classes, *shapes, folder, federation.preprocessing.get("target"))
 
 
-def _with_last_token(x: np.ndarray, vocabulary: int | None) -> np.ndarray:
-    """A few rows, of tokens with the last that there is: too small an embedding fails now and not at a client."""
-    if vocabulary is None:
-        return x
-    tried = x.copy()
-    tried[0].flat[0] = vocabulary - 1
-    return tried
+def _with_largest_token(federation: Federation) -> Rows:
+    """A few rows, of tokens one with the largest, so that too small an embedding fails now and not at a client."""
+    if federation.vocabulary is None or federation.source is not None:
+        return federation.first_rows
+    largest = int(federation.x.reshape(len(federation.x), -1).max(axis=1).argmax())
+    return Rows(federation.x[[largest, 0]], federation.y[[largest, 0]])
 
 
 def _check_rows(problem: Problem, federation: Federation) -> None:

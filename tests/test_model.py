@@ -1,5 +1,6 @@
 """Models by name, from a user's own file and as Python objects; and the trial on two rows."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedsim.data.corpus import Corpus
 from fedsim.errors import ModelError, ScenarioError
 from fedsim.model import Known, check_model, make_model, model_name
 from fedsim.problem import problem_for
+from tests import small
 
 OWN = """
 import torch
@@ -140,3 +143,34 @@ def test_a_forward_that_raises_is_one_line() -> None:
     assert str(error.value) == "model 'own' fails on rows [3] of float32: KeyError: 'no\\nsuch'"
     with pytest.raises(ModelError, match=r"model 'mlp' fails on rows \[4\] of uint8: RuntimeError: "):
         check("mlp", build("mlp", Path()), np.ones((5, 4), dtype=np.uint8))
+
+
+class Embedded(nn.Module):
+    """Knows four tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(4, 2), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.embed(x).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("largest", [3, 4])
+def test_too_small_an_embedding_fails_before_anything_trains(largest: int) -> None:
+    """The first rows need not hold the largest token."""
+    x = np.ones((40, 3), dtype=np.int64)
+    x[-1, 1] = largest
+    owners, names = np.repeat(np.arange(4), 10), tuple("abcd")
+    corpus = Corpus("tokens", "classification", x, np.arange(40) % 2, ("no", "yes"), clients=owners, client_names=names)
+    whole = {**small.POINTS, "data.split": {"central": 0.0, "train": 1.0, "validation": 0.0, "test": 0.0}}
+
+    def prepared() -> None:
+        small.job(whole, model=Embedded, data=lambda folders: replace(corpus, vocabulary=5))
+
+    if largest < 4:
+        prepared()
+        return
+    with pytest.raises(ModelError, match=r"Embedded.*fails on rows"):
+        prepared()

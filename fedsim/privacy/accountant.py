@@ -138,7 +138,7 @@ def rounded_up(value: float, places: int = 2) -> str:
     """An epsilon for people, never below the value: what is printed must not promise more than was kept."""
     nearest = f"{value:.{places}f}"
     if float(nearest) < value:
-        nearest = f"{value + 10**-places:.{places}f}"
+        nearest = f"{float(nearest) + 10**-places:.{places}f}"
     return nearest if math.isfinite(value) else "infinite"
 
 
