@@ -1,13 +1,12 @@
 """What a model's output says, in words and units of its task."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fedsim.errors import ModelError
+from fedsim.tasks.regression import Regression
 
 
 class Answer(NamedTuple):
@@ -60,11 +59,9 @@ def _labels(classes: Sequence[str], target: Mapping[str, Any], x: Tensor, output
 
 def _numbers(classes: Sequence[str], target: Mapping[str, Any], x: Tensor, output: Tensor) -> Answer:
     """Numbers in the data's units, inside their declared range."""
-    values = output.flatten(1) if output.ndim > 1 else output[:, None]
-    mean, std = (values.new_tensor(target.get(key, plain)) for key, plain in (("mean", 0.0), ("std", 1.0)))
-    least, greatest = values.new_tensor(target.get("range", (-math.inf, math.inf))).unbind(-1)
-    units = torch.minimum(torch.maximum(values * std + mean, least), greatest)
-    return Answer(_numbered(target.get("names", ()), values.shape[1]), units.tolist())
+    count = output[0].numel()
+    units = Regression.of(count, target).predictions(output)
+    return Answer(_numbered(target.get("names", ()), count), units.tolist())
 
 
 def _next(classes: Sequence[str], target: Mapping[str, Any], x: Tensor, output: Tensor) -> Answer:

@@ -4,7 +4,6 @@ Needs torch, numpy, safetensors and pydantic, neither Flower, Ray nor Opacus; on
 together from what the run keeps, needs all that the run needed.
 """
 
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from fedsim import registry, seeds
 from fedsim.answers import Answer, answer
 from fedsim.errors import FedsimError, ModelError, RunFolderError, one_line
+from fedsim.model import Known, build
 from fedsim.raw_rows import Preprocessing
 
 if TYPE_CHECKING:
@@ -198,21 +198,9 @@ def _built(card: Mapping[str, Any], sources: Path, model: Callable[..., nn.Modul
     architecture = card["architecture"]
     name, outputs = architecture["model"], architecture.get("outputs", len(card["classes"]))
     factory = model if model is not None else _factory(name, card, sources)
-    shape, vocabulary = tuple(architecture["input_shape"]), architecture.get("vocabulary")
-    known = {"shape": shape, "outputs": outputs, "classes": outputs, "task": card["task"], "vocabulary": vocabulary}
-    known = {key: value for key, value in known.items() if value is not None}
-    wanted = inspect.signature(factory).parameters
-    bound = registry.bind(factory, architecture["settings"], "model", reserved=known)
+    known = Known(tuple(architecture["input_shape"]), outputs, card["task"], architecture.get("vocabulary"))
     with seeds.preserved():
-        try:
-            module = factory(**{key: value for key, value in known.items() if key in wanted}, **bound)
-        except FedsimError:
-            raise
-        except Exception as error:
-            raise ModelError(f"model {name!r} cannot be built: {one_line(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"model {name!r} gives a {type(module).__name__}; it should give an nn.Module")
-    return module
+        return build(factory, name, architecture["settings"], known)
 
 
 def _factory(name: str, card: Mapping[str, Any], sources: Path) -> Callable[..., Any]:

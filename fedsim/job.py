@@ -197,7 +197,7 @@ def _prepared(
     _check_machine(scenario, source, federation)
     module = _model(scenario, source, federation)
     problem = with_own(problem_of(federation, scenario.folder), own, scenario.task.headline, scenario.folder)
-    _check_rows(problem, federation)
+    check_rows(problem, federation)
     few = federation.first_rows
     check_model(model_name(source), module, problem, *_with_largest_token(federation))
     lengths = check_own(problem, own, module, *_some_rows(federation)) if isinstance(problem, OwnProblem) else {}
@@ -324,7 +324,7 @@ def _with_largest_token(federation: Federation) -> Rows:
     return Rows(federation.x[[largest, 0]], federation.y[[largest, 0]])
 
 
-def _check_rows(problem: Problem, federation: Federation) -> None:
+def check_rows(problem: Problem, federation: Federation) -> None:
     """Refuse rows that the task cannot use; of a population the first that there are."""
     every = Rows(federation.x, federation.y) if federation.source is None else federation.first_rows
     for rows in (every, *federation.central.values()):

@@ -6,13 +6,15 @@ divided. A metric's full name is model/data/weighting/metric, such as `global/ce
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
-from flwr.app import MetricRecord
 
 from fedsim import seeds
 from fedsim.errors import ClientError, ScenarioError
+
+if TYPE_CHECKING:
+    from flwr.app import MetricRecord  # imported where one is made: a trained model is asked without Flower
 
 Statistics = dict[str, np.ndarray]
 """Sums by name, each a float64 vector."""
@@ -62,12 +64,14 @@ def _shape(statistics: Statistics) -> dict[str, int]:
     return {name: len(statistics[name]) for name in sorted(statistics)}
 
 
-def to_record(statistics: Statistics, model: EvaluatedModel = "global") -> MetricRecord:
+def to_record(statistics: Statistics, model: EvaluatedModel = "global") -> "MetricRecord":
     """Statistics as Flower sends them, under keys of their own so that other metrics can stand beside them."""
+    from flwr.app import MetricRecord
+
     return MetricRecord({_PREFIXES[model] + name: values.tolist() for name, values in statistics.items()})
 
 
-def from_record(record: MetricRecord, model: EvaluatedModel = "global") -> Statistics:
+def from_record(record: "MetricRecord", model: EvaluatedModel = "global") -> Statistics:
     """The statistics of a model in a record, to the bit what `to_record` was given; other keys are left alone."""
     prefix = _PREFIXES[model]
     return {

@@ -60,11 +60,26 @@ def make_model(
         ScenarioError: an unknown model or key, or a value of the wrong type.
         ModelError: the model does not fit the data or cannot be built.
     """
-    name = model_name(model)
-    factory = _factory(model, folder)
-    arguments = _arguments(factory, settings, known)
+    factory = _factory(model, folder)  # outside: a user's file may draw when it is first loaded
     with seeds.scope(seed, "model"):
-        built = _build(factory, name, arguments)
+        return build(factory, model_name(model), settings, known)
+
+
+def build(factory: Factory, name: str, settings: Mapping[str, Any], known: Known) -> nn.Module:
+    """What a model's class or function gives; its initial values are drawn from the global generators.
+
+    Args:
+        factory: the class or function.
+        name: of the model in messages.
+        settings, known: as for `make_model`, which raises the same.
+    """
+    arguments = _arguments(factory, settings, known)
+    try:
+        built = factory(**arguments)
+    except FedsimError:
+        raise
+    except Exception as error:
+        raise ModelError(f"model {name!r} cannot be built: {one_line(error)}") from error
     if not isinstance(built, nn.Module):
         raise ModelError(f"model {name!r} gives a {type(built).__name__}; it should give an nn.Module")
     return built
@@ -141,12 +156,3 @@ def _factory(model: str | Factory, folder: Path) -> Factory:
             "that returns one, so that it can be built from the seed"
         )
     return found
-
-
-def _build(factory: Factory, name: str, arguments: Mapping[str, Any]) -> Any:
-    try:
-        return factory(**arguments)
-    except FedsimError:
-        raise
-    except Exception as error:
-        raise ModelError(f"model {name!r} cannot be built: {one_line(error)}") from error

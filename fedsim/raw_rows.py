@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from fedsim.data.corpus import PREDICTS_NEXT
+from fedsim.data.corpus import BYTES, PREDICTS_NEXT
 from fedsim.data.preprocess import Preparation
 from fedsim.data.sources._files import contents
 from fedsim.data.table import Table
@@ -21,7 +21,6 @@ from fedsim.data.table import read as read_table
 from fedsim.errors import DataError, one_line
 
 _PREPARED = "prepared"
-_BYTES = 256
 
 
 class Read(NamedTuple):
@@ -142,7 +141,7 @@ class Preprocessing:
         if x.dtype.kind == "f":
             odd, what = ~np.isfinite(flat), "a value that is not finite"
         else:
-            most = self.vocabulary or _BYTES
+            most = self.vocabulary or BYTES
             odd, what = (flat < 0) | (flat >= most), f"a token outside 0 to {most - 1}"
         if odd.any():
             raise DataError(f"{where} {int(np.argmax(odd.any(axis=1)))}: has {what}")

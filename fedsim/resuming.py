@@ -24,13 +24,13 @@ from fedsim.own import NOTHING, Loss, Metric, Own
 from fedsim.planning import jobs, provenance, sources
 from fedsim.progress import Progress, Silent
 from fedsim.records import SCHEMA_VERSION
-from fedsim.rounds import create_folder, execute, succeeded
+from fedsim.rounds import create_folder, execute
 from fedsim.runs import RunFolder
 from fedsim.scenario import Scenario
 from fedsim.scenario_files import assignments, override
 from fedsim.stackable import settled
 from fedsim.stored import open_run, reading, source_hashes, stored_environment, stored_scenario
-from fedsim.summary import Result
+from fedsim.summary import Result, succeeded
 
 FREE = ("engine", "checkpoint", "records", "stop")
 """Tables whose keys may change when a run goes on: no trained bit depends on them."""

@@ -48,7 +48,7 @@ from fedsim.stackable import settled
 from fedsim.states import ClientStates
 from fedsim.stock import TREES
 from fedsim.stopping import Stop, Watch, after_replies, largest_updates
-from fedsim.summary import Ending, Result, heading, live_figures, model_card, notes, summarise
+from fedsim.summary import Ending, Result, heading, live_figures, model_card, notes, succeeded, summarise
 from fedsim.trees import running as trees
 
 
@@ -118,18 +118,6 @@ def run_job(
     job, reason = settled(job)
     with create_folder(job, out) as folder:
         return succeeded(execute(job, engine, folder, progress, observers, reason=reason))
-
-
-def succeeded(result: Result) -> Result:
-    """A result, unless the run ended by its failure rules.
-
-    Raises:
-        StoppedByPolicy: it did.
-    """
-    if result.values["status"] == "stopped":
-        reason, rounds = result.values["stop"]["reason"], result.values["rounds"]
-        raise StoppedByPolicy(f"{reason} {result.folder} keeps {rounds} committed rounds.")
-    return result
 
 
 @one_thread()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.cohorts import expected_size
+from fedsim.errors import StoppedByPolicy
 from fedsim.evaluation import ATTACK_SUCCESS, asked
 from fedsim.job import Job
 from fedsim.local import Work
@@ -151,25 +152,10 @@ def summarise(work: Work, folder: Path, watch: Watch, ledger: Ledger | None, end
         ledger: what was spent, if privacy was asked for.
         ending: of the run.
     """
-    stop, rounds = ending.stop, ending.rounds
-    values: dict[str, Any] = {
-        "title": work.job.scenario.title,
-        "status": "stopped" if stop is not None and stop.failed else "done",
-        "stop": {"kind": stop.kind, "reason": stop.reason} if stop is not None else None,
-        "rounds": rounds,
-        "seconds": ending.seconds,
-        "seconds_per_round": ending.seconds / rounds if rounds else math.nan,
-        "chosen_by": watch.metric,
-        "best_round": watch.best_round,
-        "best_validation": watch.best_value,
-        "metrics": dict(ending.best),
-        "metrics_last_round": dict(ending.last),
-        "fingerprint": fingerprint(ending.weights),
-        "folder": str(folder),
-    }
+    digest, measured = fingerprint(ending.weights), (ending.best, ending.last)
+    values = outcome(watch, folder, ending.stop, ending.rounds, ending.seconds, measured, digest)
     full, value, _ = headline_figure(work, values)
-    lower = full.split("/", 3)[-1] in work.problem.lower
-    values["headline"] = {"metric": full, "value": value, "lower_is_better": lower}
+    values["headline"] = judged(full, value, watch)
     values["clients_counted"] = len(_counted_rows(work)) if work.job.scenario.evaluate.clients_every else 0
     values["clients_asked"] = work.job.scenario.evaluate.clients
     if work.adversary is not None:
@@ -178,8 +164,81 @@ def summarise(work: Work, folder: Path, watch: Watch, ledger: Ledger | None, end
         spent, plan = ledger.spent(), ledger.plan
         lines = statement(plan, spent, work.algorithm.personalised)
         values["privacy"] = {**privacy_values(plan, spent), "statement": lines}
-    lines, own = _closing_block(work, values, ledger), _own_figures(work, ending.clients)
+    lines, own = _lines(work, values, ledger), _own_figures(work, ending.clients)
     return Result(folder, ending.weights, values, lines, own)
+
+
+def outcome(
+    watch: Watch,
+    folder: Path,
+    stop: Stop | None,
+    rounds: int,
+    seconds: float,
+    measured: tuple[Metrics, Metrics],
+    digest: str,
+) -> dict[str, Any]:
+    """What every run's summary says, whatever kind of model it has.
+
+    Args:
+        watch: of the run.
+        folder: of the run.
+        stop: why it ended before its last round, if it did.
+        rounds: done.
+        seconds: that it took.
+        measured: test metrics of the best round's model and of the last.
+        digest: of the last model.
+    """
+    return {
+        "title": watch.scenario.title,
+        "status": "stopped" if stop is not None and stop.failed else "done",
+        "stop": {"kind": stop.kind, "reason": stop.reason} if stop is not None else None,
+        "rounds": rounds,
+        "seconds": seconds,
+        "seconds_per_round": seconds / rounds if rounds else math.nan,
+        "chosen_by": watch.metric,
+        "best_round": watch.best_round,
+        "best_validation": watch.best_value,
+        "metrics": dict(measured[0]),
+        "metrics_last_round": dict(measured[1]),
+        "fingerprint": digest,
+        "folder": str(folder),
+    }
+
+
+def judged(full: str, value: float, watch: Watch) -> dict[str, Any]:
+    """The figure that judges a run, by its full name, as its summary says it."""
+    return {"metric": full, "value": value, "lower_is_better": full.split("/", 3)[-1] in watch.lower}
+
+
+def closing_block(values: Mapping[str, Any], which: str, between: Sequence[str] = ()) -> list[str]:
+    """The closing block of a run.
+
+    Args:
+        values: its summary.
+        which: round the headline figure is of.
+        between: what more there is to say.
+    """
+    name, value = values["headline"]["metric"], values["headline"]["value"]
+    return [
+        f"done in {values['seconds']:.0f} s · {values['rounds']} rounds · {values['seconds_per_round']:.2f} s/round",
+        *([f"ended early: {values['stop']['reason']}"] if values["stop"] is not None else []),
+        f"{name} ({which}): {'not measured' if math.isnan(value) else f'{value:.4f}'}",
+        *between,
+        f"fingerprint {values['fingerprint']}",
+        f"{_short(Path(values['folder']))}/   run.db   model/",
+    ]
+
+
+def succeeded(result: Result) -> Result:
+    """A result, unless the run ended by its failure rules.
+
+    Raises:
+        StoppedByPolicy: it did.
+    """
+    if result.values["status"] == "stopped":
+        reason, rounds = result.values["stop"]["reason"], result.values["rounds"]
+        raise StoppedByPolicy(f"{reason} {result.folder} keeps {rounds} committed rounds.")
+    return result
 
 
 def _own_figures(work: Work, clients: Sequence[ClientRow]) -> dict[int, float]:
@@ -188,20 +247,12 @@ def _own_figures(work: Work, clients: Sequence[ClientRow]) -> dict[int, float]:
     return {row.client: row.metrics[key] for row in clients if key in row.metrics and row.rows >= least}
 
 
-def _closing_block(work: Work, values: Mapping[str, Any], ledger: Ledger | None) -> list[str]:
-    lines = [
-        f"done in {values['seconds']:.0f} s · {values['rounds']} rounds · {values['seconds_per_round']:.2f} s/round"
-    ]
-    if values["stop"] is not None:
-        lines.append(f"ended early: {values['stop']['reason']}")
-    name, value, which = headline_figure(work, values)
-    lines.append(f"{name} ({which}): {'not measured' if math.isnan(value) else f'{value:.4f}'}")
-    lines += _attack_lines(work, values)
-    lines += _personal_lines(work, values) or _client_lines(work, values)
+def _lines(work: Work, values: Mapping[str, Any], ledger: Ledger | None) -> list[str]:
+    _, _, which = headline_figure(work, values)
+    between = [*_attack_lines(work, values), *(_personal_lines(work, values) or _client_lines(work, values))]
     if ledger is not None:
-        lines += values["privacy"]["statement"]
-    lines += [f"fingerprint {values['fingerprint']}", f"{_short(Path(values['folder']))}/   run.db   model/"]
-    return lines
+        between += values["privacy"]["statement"]
+    return closing_block(values, which, between)
 
 
 def headline_figure(work: Work, values: Mapping[str, Any]) -> tuple[str, float, str]:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
-from fedsim.data.corpus import PREDICTS_NEXT
+from fedsim.data.corpus import BYTES, PREDICTS_NEXT
 from fedsim.data.federation import Federation, Rows
 from fedsim.errors import ScenarioError
-from fedsim.tasks.next_token import BYTES
 
 LEAST_ROWS = 1000
 _REACH = 6.0  # standard deviation of a drawn input, over the root mean square of those that there are

@@ -14,6 +14,8 @@ from fedsim.machine import user_cache
 if TYPE_CHECKING:  # models import this file, and run where pydantic is not
     from fedsim.data.schema import Columns
 
+BYTES = 256
+"""Values of a byte: the tokens of text where no vocabulary is declared."""
 PREDICTS_NEXT = frozenset({"next-token", "generation"})
 """Tasks whose models give an output for every place of a text, made of what stands before it."""
 

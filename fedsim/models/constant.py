@@ -6,10 +6,9 @@ For the strategy `constant`, which counts its logits or takes means; they start 
 import torch
 from torch import Tensor, nn
 
-from fedsim.data.corpus import PREDICTS_NEXT
+from fedsim.data.corpus import BYTES, PREDICTS_NEXT
 from fedsim.errors import ModelError
 
-BYTES = 256
 _MEANS = ("regression", "reconstruction")
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.data.corpus import BYTES
 from fedsim.errors import DataError
 from fedsim.extras import needed
 from fedsim.metrics import Statistics
 from fedsim.problem import Problem, ratio
-from fedsim.tasks.next_token import BYTES, NextToken
+from fedsim.tasks.next_token import NextToken
 
 _ORDERS = 4
 """BLEU counts runs of 1 to 4 words."""

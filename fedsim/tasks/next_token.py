@@ -8,12 +8,10 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedsim.data.corpus import BYTES
 from fedsim.errors import DataError
 from fedsim.metrics import Statistics
 from fedsim.problem import Problem, floats_or_whole, one_tensor, ratio, same_shape, sum_of, tensor
-
-BYTES = 256
-"""Values of a byte: the classes of next-token prediction."""
 
 
 def next_token() -> Problem:

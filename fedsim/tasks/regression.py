@@ -28,19 +28,7 @@ def regression(targets: tuple[int, ...], target: Mapping[str, Any]) -> Problem:
     """
     if len(targets) > 1:
         raise DataError(f"targets of shape {list(targets)}: regression takes one number a row, or a list of them")
-    count = targets[0] if targets else 1
-    try:
-        low, high = _range(target.get("range"), count)
-        mean, std = _each(target.get("mean", 0.0), count), _each(target.get("std", 1.0), count)
-    except (TypeError, ValueError, IndexError) as error:
-        raise DataError(
-            "target: mean and std should be numbers, one or one for each target, and range [least, greatest]"
-        ) from error
-    if not all(0 < each < math.inf for each in std):
-        raise DataError("target std: should be above 0 and finite")
-    if not all(pair[0] < pair[1] for pair in zip(low, high, strict=True)):
-        raise DataError("target range: should be [least, greatest]")
-    return Regression(count, mean, std, low, high)
+    return Regression.of(targets[0] if targets else 1, target)
 
 
 @dataclass(frozen=True)
@@ -62,6 +50,22 @@ class Regression:
     high: tuple[float, ...]
     headline: ClassVar[str] = "rmse"
     lower: ClassVar[frozenset[str]] = frozenset({"loss", "rmse", "mae", "mse"})
+
+    @classmethod
+    def of(cls, count: int, target: Mapping[str, Any]) -> "Regression":
+        """Of T numbers a row; `target` and what is raised as of `regression`."""
+        try:
+            low, high = _range(target.get("range"), count)
+            mean, std = _each(target.get("mean", 0.0), count), _each(target.get("std", 1.0), count)
+        except (TypeError, ValueError, IndexError) as error:
+            raise DataError(
+                "target: mean and std should be numbers, one or one for each target, and range [least, greatest]"
+            ) from error
+        if not all(0 < each < math.inf for each in std):
+            raise DataError("target std: should be above 0 and finite")
+        if not all(pair[0] < pair[1] for pair in zip(low, high, strict=True)):
+            raise DataError("target range: should be [least, greatest]")
+        return cls(count, mean, std, low, high)
 
     def check_rows(self, x: np.ndarray, y: np.ndarray) -> None:
         """See `Problem`."""

@@ -21,10 +21,10 @@ from fedsim.data import given
 from fedsim.data.corpus import Folders
 from fedsim.data.federation import CentralPart, Federation
 from fedsim.environment import environment
-from fedsim.errors import DataError, Interrupted, RunFolderError, ScenarioError, StoppedByPolicy, named
+from fedsim.errors import Interrupted, RunFolderError, ScenarioError, named
 from fedsim.evaluation import asked, central_metrics, client_metrics
 from fedsim.federating import DataSource, federate
-from fedsim.job import problem_of
+from fedsim.job import check_rows, problem_of
 from fedsim.machine import cores
 from fedsim.metrics import Statistics
 from fedsim.observers import Observer
@@ -38,7 +38,7 @@ from fedsim.scenario import Scenario
 from fedsim.signals import Interrupts
 from fedsim.stock import TREES
 from fedsim.stopping import Stop, Watch, after_replies
-from fedsim.summary import SHORT_NAMES, Result
+from fedsim.summary import SHORT_NAMES, Result, closing_block, judged, outcome, succeeded
 from fedsim.trees.growing import Forest, Model, available
 from fedsim.trees.ways import Growing, Way, way
 
@@ -96,10 +96,7 @@ def run(
     progress.phase("loading the data")
     federation = federate(scenario, Folders.of(data_dir, scenario.folder), data)
     plans = {place: _plan(each, federation, data) for place, each in beside.items()}
-    result = _execute(_plan(scenario, federation, data), out, progress, observers)
-    if result.values["status"] == "stopped":
-        reason, kept = result.values["stop"]["reason"], result.values["rounds"]
-        raise StoppedByPolicy(f"{reason} {result.folder} keeps {kept} committed rounds.")
+    result = succeeded(_execute(_plan(scenario, federation, data), out, progress, observers))
     others = {
         place: _execute(plan, companions.folder_of(place, result.folder), progress, observers)
         for place, plan in plans.items()
@@ -134,10 +131,7 @@ def _plan(scenario: Scenario, federation: Federation, data: DataSource | None) -
                 f"{federation.task}; take another model"
             )
         problem = problem_of(federation, scenario.folder)
-        try:
-            problem.check_rows(federation.x, federation.y)
-        except DataError as error:
-            raise DataError(f"data set {federation.corpus!r} has {error}") from error
+        check_rows(problem, federation)
         grower = way(Growing(scenario, federation, problem), scenario)
     measured = scenario.changed({"strategy": {"name": "local" if grower.alone else "fedavg"}})  # it says which model
     source = scenario.data.name if data is None else reference(data) if callable(data) else given.NAME
@@ -297,32 +291,16 @@ def _finished(plan: Plan, path: Path, best: Sequence[Model], stop: Stop | None, 
     chosen = last if best is models else _measure(plan, best, "test", rounds)
     name, shown = plan.problem.headline, last if plan.way.alone else chosen
     full = _full(plan, "test", name)
-    values: dict[str, Any] = {
-        "title": plan.scenario.title,
-        "status": "stopped" if stop is not None and stop.failed else "done",
-        "stop": {"kind": stop.kind, "reason": stop.reason} if stop is not None else None,
-        "rounds": rounds,
-        "seconds": seconds,
-        "seconds_per_round": seconds / rounds if rounds else math.nan,
-        "chosen_by": watch.metric,
-        "best_round": watch.best_round,
-        "best_validation": watch.best_value,
-        "metrics": chosen.metrics,
-        "metrics_last_round": last.metrics,
-        "fingerprint": _fingerprint(models),
-        "folder": str(path),
-        "headline": {
-            "metric": full,
-            "value": shown.metrics.get(full, math.nan),
-            "lower_is_better": name in plan.problem.lower,
-        },
-        "clients_counted": sum(row.rows >= plan.scenario.evaluate.min_rows for row in last.rows),
-        "clients_asked": plan.scenario.evaluate.clients,
-    }
+    digest, measured = _fingerprint(models), (chosen.metrics, last.metrics)
+    values = outcome(watch, path, stop, rounds, seconds, measured, digest)
+    values["headline"] = judged(full, shown.metrics.get(full, math.nan), watch)
+    values["clients_counted"] = sum(row.rows >= plan.scenario.evaluate.min_rows for row in last.rows)
+    values["clients_asked"] = plan.scenario.evaluate.clients
     _write(plan, path, best, values)
+    which = f"round {rounds}, the last" if plan.way.alone else f"round {watch.best_round}"
     least = plan.scenario.evaluate.min_rows
     own = {row.client: next(iter(row.metrics.values())) for row in last.rows if row.rows >= least}
-    return Result(path, Weights(torch.empty(0), torch.empty(0)), values, _lines(plan, values), own)
+    return Result(path, Weights(torch.empty(0), torch.empty(0)), values, closing_block(values, which), own)
 
 
 def _write(plan: Plan, path: Path, best: Sequence[Model], values: Mapping[str, Any]) -> None:
@@ -363,19 +341,3 @@ def _trees(model: Model) -> int:
         return 0
     per_round = model.classes if model.classes > 2 else 1
     return int(model.booster.num_boosted_rounds()) * per_round
-
-
-def _lines(plan: Plan, values: Mapping[str, Any]) -> list[str]:
-    """The closing block."""
-    full, value = values["headline"]["metric"], values["headline"]["value"]
-    which = f"round {values['rounds']}, the last" if plan.way.alone else f"round {values['best_round']}"
-    spent = f"{values['seconds']:.0f} s · {values['rounds']} rounds · {values['seconds_per_round']:.2f} s/round"
-    folder = Path(values["folder"])
-    short = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return [
-        f"done in {spent}",
-        *([f"ended early: {values['stop']['reason']}"] if values["stop"] is not None else []),
-        f"{full} ({which}): {'not measured' if math.isnan(value) else f'{value:.4f}'}",
-        f"fingerprint {values['fingerprint']}",
-        f"{short}/   run.db   model/",
-    ]

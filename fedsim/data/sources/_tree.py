@@ -7,13 +7,13 @@ With clients, PATH/CLIENT/CLASS/FILE or PATH/CLASS/CLIENT/FILE; hidden files and
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fedsim.data.corpus import Folders
+from fedsim.data.corpus import Corpus, Folders
 from fedsim.errors import DataError
 from fedsim.machine import available_memory
 from fedsim.registry import nearest
@@ -43,6 +43,20 @@ class Tree(NamedTuple):
     client_names: tuple[str, ...]
     own_test: np.ndarray | None
     declared: bool
+
+    def corpus(self, path: Path, x: np.ndarray, preprocessing: Mapping[str, Any]) -> Corpus:
+        """The files' rows [N, ...] as a data set that is called as the folder is."""
+        return Corpus(
+            name=path.name,
+            task="classification",
+            x=x,
+            y=self.y,
+            classes=self.classes,
+            preprocessing={**preprocessing, "declared": self.declared},
+            clients=self.clients,
+            client_names=self.client_names,
+            own_test=self.own_test,
+        )
 
 
 class _Leaf(NamedTuple):

@@ -48,14 +48,4 @@ def audio(
     x = place_for(files, spectrogram.shape, folders.scenario / path, "lower data.seconds or data.bands")
     for row, file in enumerate(files.paths):
         x[row] = spectrogram.picture(samples(contents(file), str(file), rate))
-    return Corpus(
-        name=(folders.scenario / path).name,
-        task="classification",
-        x=x,
-        y=files.y,
-        classes=files.classes,
-        preprocessing={"kind": "spectrogram", **spectrogram._asdict(), "declared": files.declared},
-        clients=files.clients,
-        client_names=files.client_names,
-        own_test=files.own_test,
-    )
+    return files.corpus(folders.scenario / path, x, {"kind": "spectrogram", **spectrogram._asdict()})

@@ -60,19 +60,9 @@ def images(
     x = place_for(files, (channels, height, width), folders.scenario / path, remedy)
     for row, file in enumerate(files.paths):
         x[row] = (pixels(file, (height, width), colour, resize) / np.float32(255) - centre) / spread
-    said = {"height": height, "width": width, "colour": colour, "resize": resize, "declared": files.declared}
+    said = {"height": height, "width": width, "colour": colour, "resize": resize}
     scaled = {"kind": "image", "divide_by": 255.0, "mean": centre.ravel().tolist(), "std": spread.ravel().tolist()}
-    return Corpus(
-        name=(folders.scenario / path).name,
-        task="classification",
-        x=x,
-        y=files.y,
-        classes=files.classes,
-        preprocessing=scaled | said,
-        clients=files.clients,
-        client_names=files.client_names,
-        own_test=files.own_test,
-    )
+    return files.corpus(folders.scenario / path, x, scaled | said)
 
 
 def pixels(path: Path, size: tuple[int, int], colour: bool, resize: bool) -> np.ndarray:
