@@ -19,7 +19,7 @@ FORMATS = ("csv", "json", "parquet")
 ROWS_AT_ONCE = 50_000
 """A row group of a Parquet file, and the most rows that are held in memory."""
 
-_HOLD_JSON = {"clients": ["metrics"], "summary": ["value"]}
+_HOLD_JSON = {"clients": ["metrics"], "sketches": ["vector"], "summary": ["value"], "tests": ["metrics"]}
 
 
 def export(folder: Path, table: str, format: str, out: Path | None, stream: TextIO) -> int:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedsim import sketches
 from fedsim.algorithm import initial
 from fedsim.cohorts import expected_size
 from fedsim.evaluation import asked
@@ -17,6 +18,7 @@ from fedsim.stock import cohort_size
 
 _MEASURED_STEPS = 20
 CLIENT_ROW_BYTES, METRIC_ROW_BYTES, PRIVACY_ROW_BYTES, ROUND_ROW_BYTES, STATE_ROW_BYTES = 90, 58, 28, 280, 30
+SKETCH_ROW_BYTES = 390
 """Of rows of `run.db`, a metric's besides its short name: pages by table (SQLite's `dbstat`) over rows.
 
 From quickstart (60 rounds, with and without privacy) and mnist-2nn (20 rounds); states' by their columns.
@@ -64,7 +66,7 @@ def forecast(work: Work, workers: int, beside: Mapping[str, Work] = MappingProxy
     central = [part for rows in federation.central.values() for part in rows]
     data = sum(array.nbytes for array in (federation.x, federation.y, *central))
     memory = data + round(cohort * _state_bytes(work))
-    disk = f"{_size(models)} of checkpoints and models at most, {_size(records)} of records"
+    disk = f"{size(models)} of checkpoints and models at most, {size(records)} of records"
     time_text = f"{costs[0].seconds / rounds:.2f} s/round measured, {seconds:.0f} s in all"
     if beside:
         disk += ", runs beside it included"
@@ -75,14 +77,20 @@ def forecast(work: Work, workers: int, beside: Mapping[str, Work] = MappingProxy
         Line("cohort", cohort, f"{cohort:g} clients a round"),
         Line("train_rows", int(rows.sum()), f"{rows.min():,} to {rows.max():,} a client, median {np.median(rows):g}"),
         Line("parameters", work.layout.size, f"{work.layout.size:,}"),
-        Line("bytes_down", down, f"{_size(down)} a round, in all"),
-        Line("bytes_up", up, f"{_size(up)} a round, in all"),
-        Line("memory", memory, f"{_size(data)} of rows, {_size(memory - data)} of a cohort's states"),
+        Line("bytes_down", down, f"{size(down)} a round, in all"),
+        Line("bytes_up", up, f"{size(up)} a round, in all"),
+        Line("memory", memory, f"{size(data)} of rows, {size(memory - data)} of a cohort's states"),
         Line("disk", models + records, disk),
         Line("seconds", seconds, time_text),
         *([Line("beside", list(beside), ", ".join(beside))] if beside else []),
     ]
     return lines if work.job.privacy is None else [*lines, _epsilon(work)]
+
+
+def disk_bytes(work: Work) -> int:
+    """Most bytes of a whole run's folder."""
+    cohort = _cohort(work)
+    return _model_bytes(work, cohort) + _record_bytes(work, cohort)
 
 
 def _cohort(work: Work) -> float:
@@ -160,6 +168,7 @@ def _record_bytes(work: Work, cohort: float) -> int:
     """
     scenario, clients = work.job.scenario, work.federation.clients
     rows = scenario.rounds * ROUND_ROW_BYTES + _client_rows(work, cohort) * CLIENT_ROW_BYTES
+    rows += sketches.count(scenario.rounds) * cohort * _recorded(work) * SKETCH_ROW_BYTES
     accounts = scenario.rounds * cohort + clients if work.job.privacy is not None else 0
     states = _states(work, cohort) if _state_bytes(work) else 0
     own = sum(path.stat().st_size for path in scenario.own_files())
@@ -169,9 +178,13 @@ def _record_bytes(work: Work, cohort: float) -> int:
 
 def _client_rows(work: Work, cohort: float) -> float:
     """Rows of clients in `run.db` at the end, failures apart."""
-    scenario, choice = work.job.scenario, work.job.scenario.records.clients
-    share = {"all": 1.0, "failed": 0.0}.get(choice, choice) if isinstance(choice, str) else choice
-    return scenario.rounds * (cohort + _evaluated(work)) * float(share)
+    return work.job.scenario.rounds * (cohort + _evaluated(work)) * _recorded(work)
+
+
+def _recorded(work: Work) -> float:
+    """The share of clients of whom more than failures is recorded."""
+    choice = work.job.scenario.records.clients
+    return float({"all": 1.0, "failed": 0.0}.get(choice, choice) if isinstance(choice, str) else choice)
 
 
 def _metric_bytes(work: Work) -> int:
@@ -224,7 +237,8 @@ def _shortened(work: Work, client: int) -> tuple[Work, float]:
     return Work(few), steps / few.local_steps(client)
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes in the unit that suits them."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"

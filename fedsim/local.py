@@ -31,6 +31,7 @@ from fedsim.privacy.example import private_module
 from fedsim.privacy.uploads import clipped, gaussian, noised, norm_of, with_bit
 from fedsim.problem import evaluate
 from fedsim.signals import time_limit
+from fedsim.sketches import Sketcher
 from fedsim.states import State
 from fedsim.training import LocalClient, Step
 
@@ -115,6 +116,11 @@ class Work:
         """The model as a function of the flat vectors of a stack."""
         make_repeatable(self.device, self.job.scenario.engine.gpu_memory)
         return StackedModel(self.job.build_model().to(self.device), self.problem)
+
+    @cached_property
+    def sketcher(self) -> Sketcher:
+        """Makes sketches of updates, the same in every worker."""
+        return Sketcher(self.job.scenario.seed, self.layout.size)
 
     def bytes_down(self, training: bool) -> int:
         """Bytes of the arrays that a real network would carry to a client."""

@@ -6,13 +6,13 @@ An older schema is shown as the newest, with NULL where it says nothing.
 import json
 import math
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedsim.errors import RunFolderError
-from fedsim.records import SCHEMA_VERSION, ClientRow, LedgerRow, Phase, StateRow, live_states, schema
+from fedsim.records import SCHEMA_VERSION, ClientRow, LedgerRow, MeasuredRow, Phase, StateRow, live_states, schema
 
 
 class RoundRow(NamedTuple):
@@ -25,6 +25,7 @@ class RoundRow(NamedTuple):
             a round between two checkpoints.
         states, states_sha256: likewise the file of client states; None where none changed.
         committed: Unix time.
+        cohort_sha256: as in `RoundRecord`; None in runs of an earlier version.
     """
 
     number: int
@@ -39,6 +40,7 @@ class RoundRow(NamedTuple):
     states: str | None
     states_sha256: str | None
     committed: float
+    cohort_sha256: str | None = None
 
 
 class EventRow(NamedTuple):
@@ -127,6 +129,11 @@ class Records:
         )
         return [LedgerRow(*row[:-1]) for row in accounts]
 
+    def tests(self) -> list[MeasuredRow]:
+        """The last models on clients' own test rows, by client; empty before the run has finished."""
+        rows = self.select(f"SELECT {', '.join(MeasuredRow._fields)} FROM tests ORDER BY client")
+        return [MeasuredRow(row[0], row[1], row[2], _numbers(json.loads(row[3]))) for row in rows]
+
     def live_states(self, checkpoint: int) -> list[StateRow]:
         """For every client that has one the state in force at a checkpoint, by client."""
         return live_states(self._database, checkpoint)
@@ -180,26 +187,30 @@ def _unreadable(path: Path, error: Exception) -> RunFolderError:
     return RunFolderError(f"{path} cannot be read as the records of a run: {error}")
 
 
-_SINCE_2: Mapping[str, Mapping[str, str]] = {
-    "rounds": {"states": "NULL", "states_sha256": "NULL"},
-    "clients": {"norm": "NULL", "stack": "1", "epsilon": "NULL"},
+_SINCE: Mapping[int, Mapping[str, Mapping[str, str]]] = {
+    2: {
+        "rounds": {"states": "NULL", "states_sha256": "NULL"},
+        "clients": {"norm": "NULL", "stack": "1", "epsilon": "NULL"},
+    },
+    3: {"privacy": dict.fromkeys(("identity", "level", "relation", "sampling", "noise", "rate", "steps"), "NULL")},
+    4: {"rounds": {"cohort_sha256": "NULL"}},
 }
-_SINCE_3: Mapping[str, Mapping[str, str]] = {
-    "privacy": dict.fromkeys(("identity", "level", "relation", "sampling", "noise", "rate", "steps"), "NULL")
-}
-"""Columns that earlier versions lack, and what stands for them."""
+"""Columns that versions before one lack, and what stands for them."""
+_TABLES_SINCE: Mapping[int, Sequence[str]] = {2: ("states", "tags"), 4: ("tests", "sketches")}
 
 
 def _show_as_newest(database: sqlite3.Connection, version: int) -> None:
     """Lay views of this connection alone over the tables of an older version."""
-    if version == SCHEMA_VERSION:
-        return
-    for table, added in {**_SINCE_3, **(_SINCE_2 if version < 2 else {})}.items():
-        columns = [f"{added[name]} AS {name}" if name in added else name for name in schema()[table]]
-        database.execute(f"CREATE TEMP VIEW {table} AS SELECT {', '.join(columns)} FROM main.{table}")
-    for table in ("states", "tags") if version < 2 else ():
-        columns = [f"NULL AS {name}" for name in schema()[table]]
-        database.execute(f"CREATE TEMP VIEW {table} AS SELECT {', '.join(columns)} WHERE FALSE")
+    added: dict[str, dict[str, str]] = {}
+    for since, tables in _SINCE.items():
+        for table, columns in tables.items() if version < since else ():
+            added.setdefault(table, {}).update(columns)
+    for table, stands in added.items():
+        shown = [f"{stands[name]} AS {name}" if name in stands else name for name in schema()[table]]
+        database.execute(f"CREATE TEMP VIEW {table} AS SELECT {', '.join(shown)} FROM main.{table}")
+    for table in [table for since, tables in _TABLES_SINCE.items() if version < since for table in tables]:
+        shown = [f"NULL AS {name}" for name in schema()[table]]
+        database.execute(f"CREATE TEMP VIEW {table} AS SELECT {', '.join(shown)} WHERE FALSE")
 
 
 def _client_row(row: sqlite3.Row) -> ClientRow:

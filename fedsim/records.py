@@ -4,21 +4,22 @@ docs/run-folder.md describes every column. A change of the tables raises `SCHEMA
 """
 
 import fcntl
+import hashlib
 import json
 import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedsim.errors import RunFolderError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Phase = Literal["train", "evaluate"]
 Status = Literal["ok", "failed"]
@@ -75,6 +76,8 @@ class RoundRecord:
         epsilon: spent so far by the client that spent most; None without privacy.
         fingerprint: of the model after the round.
         clients: a row for every client and phase.
+        cohort_sha256: of the numbers of the clients asked to train, from `cohort_digest`; None where nobody says.
+        sketches: of the updates of those that trained, by client (see `fedsim.sketches`); none in most rounds.
     """
 
     number: int
@@ -85,6 +88,8 @@ class RoundRecord:
     epsilon: float | None
     fingerprint: str
     clients: Sequence[ClientRow]
+    cohort_sha256: str | None = None
+    sketches: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 class LedgerRow(NamedTuple):
@@ -113,6 +118,22 @@ class LedgerRow(NamedTuple):
     noise: float | None = None
     rate: float | None = None
     steps: int | None = None
+
+
+class MeasuredRow(NamedTuple):
+    """The last models on a client's own test rows.
+
+    Attributes:
+        client: its number.
+        rows: it has.
+        loss: of the global model, mean over them; of its own where there is no other.
+        metrics: the task's first, of the global model and, as `personal/...`, of its own.
+    """
+
+    client: int
+    rows: int
+    loss: float | None
+    metrics: Mapping[str, float]
 
 
 class CheckpointFiles(NamedTuple):
@@ -155,7 +176,8 @@ CREATE TABLE rounds (
     checkpoint_sha256 TEXT,
     states TEXT,
     states_sha256 TEXT,
-    committed REAL NOT NULL
+    committed REAL NOT NULL,
+    cohort_sha256 TEXT
 );
 CREATE TABLE clients (
     round INTEGER NOT NULL,
@@ -174,6 +196,12 @@ CREATE TABLE clients (
     stack INTEGER NOT NULL,
     epsilon REAL,
     PRIMARY KEY (round, client, phase)
+) WITHOUT ROWID;
+CREATE TABLE sketches (
+    round INTEGER NOT NULL,
+    client INTEGER NOT NULL,
+    vector TEXT NOT NULL,
+    PRIMARY KEY (round, client)
 ) WITHOUT ROWID;
 CREATE VIEW failures AS SELECT round, client, phase, error FROM clients WHERE status = 'failed';
 CREATE TABLE metrics (
@@ -202,6 +230,12 @@ CREATE TABLE states (
     made INTEGER NOT NULL,
     PRIMARY KEY (client, checkpoint)
 ) WITHOUT ROWID;
+CREATE TABLE tests (
+    client INTEGER PRIMARY KEY,
+    rows INTEGER NOT NULL,
+    loss REAL,
+    metrics TEXT NOT NULL
+);
 CREATE TABLE events (
     round INTEGER NOT NULL,
     kind TEXT NOT NULL,
@@ -330,16 +364,22 @@ def insert_round(
     number = record.number
     with database:
         head = (number, record.seconds, record.cohort, record.failed, record.epsilon, record.fingerprint)
-        values = (*head, best, *(files or (None,) * 4), time.time())
+        values = (*head, best, *(files or (None,) * 4), time.time(), record.cohort_sha256)
         _insert(database, "rounds", [values])
         _insert(database, "clients", map(_client_values, record.clients))
+        _insert(database, "sketches", ((number, *pair) for pair in _sketch_texts(record)))
         _insert(database, "metrics", ((number, *pair) for pair in record.metrics.items()))
         _insert(database, "privacy", ((number, *account) for account in ledger))
         _insert(database, "states", states)
 
 
 def insert_summary(
-    database: sqlite3.Connection, summary: Mapping[str, Any], *, ledger: Iterable[LedgerRow], events: Iterable[Event]
+    database: sqlite3.Connection,
+    summary: Mapping[str, Any],
+    *,
+    ledger: Iterable[LedgerRow],
+    events: Iterable[Event],
+    tests: Iterable[MeasuredRow] = (),
 ) -> None:
     """Write what a finished run says of itself in one transaction.
 
@@ -349,12 +389,14 @@ def insert_summary(
         ledger: every account as it is at the end, charges of a round that was not committed included; it stands at
             the round after the last.
         events: why the run ended.
+        tests: the last models on clients' own test rows.
     """
     with database:
         last = _last_round(database)
         _insert(database, "summary", ((name, to_json(value)) for name, value in summary.items()))
         _insert(database, "privacy", ((last + 1, *account) for account in ledger), replace=True)
         _insert(database, "events", ((last, *event) for event in events))
+        _insert(database, "tests", ((*row[:-1], to_json(row.metrics)) for row in tests))
 
 
 def insert_event(database: sqlite3.Connection, event: Event) -> None:
@@ -367,11 +409,12 @@ def rewind(database: sqlite3.Connection, round: int) -> None:
     """Forget, in one transaction, all that came after a round, and that the run has ended and why."""
     with database:
         database.execute("DELETE FROM rounds WHERE number > ?", (round,))
-        for table in ("clients", "metrics", "privacy"):
+        for table in ("clients", "sketches", "metrics", "privacy"):
             database.execute(f"DELETE FROM {table} WHERE round > ?", (round,))
         database.execute("DELETE FROM events WHERE round > ? OR kind NOT IN ('resumed', 'warning')", (round,))
         database.execute("DELETE FROM states WHERE checkpoint > ?", (round,))
         database.execute("DELETE FROM summary")
+        database.execute("DELETE FROM tests")
 
 
 def live_states(database: sqlite3.Connection, checkpoint: int) -> list[StateRow]:
@@ -418,6 +461,16 @@ def keep_rows(rows: Iterable[ClientRow], choice: Literal["all", "failed"] | floa
     return [row for row in rows if row.status == "failed" or fraction(seed, "records", row.client) < share]
 
 
+def measured_rows(rows: Iterable[ClientRow]) -> list[MeasuredRow]:
+    """What is recorded of evaluations on clients' own test rows."""
+    return [MeasuredRow(row.client, row.rows, row.loss, row.metrics) for row in rows if row.status == "ok"]
+
+
+def cohort_digest(clients: Iterable[int]) -> str:
+    """SHA-256 of the numbers of clients, whatever their order: the same where the same ones were asked."""
+    return hashlib.sha256(",".join(map(str, sorted(clients))).encode()).hexdigest()
+
+
 def _insert(
     database: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]], *, replace: bool = False
 ) -> None:
@@ -442,6 +495,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _sketch_texts(record: RoundRecord) -> Iterator[tuple[int, str]]:
+    """Every client with its sketch as JSON, to five digits."""
+    for client, sketch in record.sketches.items():
+        yield client, f"[{', '.join(f'{value:.5g}' for value in sketch)}]"
 
 
 def _client_values(row: ClientRow) -> tuple[Any, ...]:

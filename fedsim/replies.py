@@ -62,6 +62,16 @@ def client_rows(
     return rows
 
 
+def sketches_of(messages: Sequence[Message], replies: Sequence[Message]) -> dict[int, list[float]]:
+    """The sketches of updates in sound replies to training messages, by client; none of an update that is zero."""
+    found = {}
+    for message, reply in zip(messages, replies, strict=True):
+        sketch = None if reply.has_error() else metrics_of(reply).get("sketch")
+        if isinstance(sketch, list) and any(sketch):
+            found[client_number(message)] = [float(value) for value in sketch]
+    return found
+
+
 def _trained(reply: Message, work: Work) -> dict[str, float]:
     """The figures of a reply."""
     return {key: float(value) for key, value in metrics_of(reply).items() if isinstance(value, _NUMBERS)}

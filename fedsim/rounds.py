@@ -20,6 +20,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from fedsim.background import InOrder
 from fedsim.checkpoints import Snapshot
 from fedsim.companions import compared, folder_of
+from fedsim.data import holdings
 from fedsim.data.corpus import Folders
 from fedsim.data.federation import Part
 from fedsim.data.transform import Transform
@@ -39,8 +40,8 @@ from fedsim.planning import as_scenario, jobs, provenance, sources
 from fedsim.privacy.accountant import rounded_up
 from fedsim.privacy.ledger import EVERYBODY, Ledger
 from fedsim.progress import Progress, Silent
-from fedsim.records import ClientRow, Event, LedgerRow, RoundRecord, keep_rows
-from fedsim.replies import client_rows
+from fedsim.records import ClientRow, Event, LedgerRow, RoundRecord, cohort_digest, keep_rows, measured_rows
+from fedsim.replies import client_rows, sketches_of
 from fedsim.runs import Best, Restored, RunFolder, check_out
 from fedsim.scenario import Scenario
 from fedsim.signals import Interrupts
@@ -130,6 +131,7 @@ def create_folder(job: Job, out: Path | None) -> RunFolder:
         scenario.to_toml(),
         sources(job),
         provenance(job),
+        partition=holdings.record(job.federation),
         keep=scenario.checkpoint.keep,
     )
 
@@ -144,13 +146,15 @@ def execute(
     *,
     resumed: bool = False,
     reason: str = "",
+    interrupts: Interrupts | None = None,
 ) -> Result:
     """Do what is left of a run in its folder: all of a new one, or what comes after the last sound checkpoint.
 
     A run that its failure rules end has a result too, whose status is "stopped". `reason` says why clients that should
-    be trained at once are not, and is recorded.
+    be trained at once are not, and is recorded. `interrupts` are those of several runs, after each of which it can be
+    seen whether to go on.
     """
-    scenario, interrupts = job.scenario, Interrupts()
+    scenario, interrupts = job.scenario, interrupts or Interrupts()
     work = Work(job)
     clients, start = job.federation.clients, work.initial
     restored = folder.restore(work.layout, clients, start, progress.note) if resumed else None
@@ -193,6 +197,7 @@ class OpenRound:
         rows: of its clients; evaluation adds its own.
         replies: to its training.
         accounts: what it has spent.
+        sketches: of its clients' updates.
         epsilon: the largest, with it.
         snapshot: what the next round depends on.
     """
@@ -203,6 +208,7 @@ class OpenRound:
     rows: list[ClientRow]
     replies: Sequence[Message]
     accounts: Sequence[LedgerRow]
+    sketches: Mapping[int, Sequence[float]]
     epsilon: float | None
     snapshot: Snapshot
 
@@ -306,7 +312,9 @@ class Run:
         model = Model(arrays, self.strategy.weights) if arrays is not None else model
         epsilon = self.ledger.largest() if self.ledger is not None else None
         measuring = self._validate(number, model, rows)
-        self._open = OpenRound(number, model, measuring, rows, replies, accounts, epsilon, self.strategy.snapshot())
+        sketches = sketches_of(messages, replies)
+        now = self.strategy.snapshot()
+        self._open = OpenRound(number, model, measuring, rows, replies, accounts, sketches, epsilon, now)
         return None
 
     def _complete(self, *, last: bool = False) -> Stop | None:
@@ -357,6 +365,7 @@ class Run:
             constants=self._work.plain.constants,
             ledger=self.ledger.rows() if self.ledger is not None else (),
             events=events,
+            tests=measured_rows(keep_rows(clients, self.scenario.records.clients, self.scenario.seed)),
         )
         return result
 
@@ -442,6 +451,8 @@ class Run:
         """Have a round made durable while the next one trains, and only then have it said that it is done."""
         self._settle()
         number, model, now = opened.number, opened.model, time.perf_counter()
+        kept = keep_rows(opened.rows, self.scenario.records.clients, self.scenario.seed)
+        clients = {row.client for row in kept}
         record = RoundRecord(
             number=number,
             seconds=now - self._clock,
@@ -449,8 +460,9 @@ class Run:
             failed=sum(reply.has_error() for reply in opened.replies),
             metrics=metrics,
             epsilon=opened.epsilon,
-            fingerprint="",  # found while it is being committed
-            clients=keep_rows(opened.rows, self.scenario.records.clients, self.scenario.seed),
+            fingerprint="",  # found while it is being committed, as the cohort's digest is
+            clients=kept,
+            sketches={client: sketch for client, sketch in opened.sketches.items() if client in clients},
         )
         self.done, self.model, self._clock = number, model, now
         if self._watch.best_round == number:
@@ -464,7 +476,8 @@ class Run:
         whole: list[RoundRecord] = []
 
         def commit() -> None:
-            whole.append(replace(record, fingerprint=fingerprint(model.weights)))
+            asked = cohort_digest(row.client for row in opened.rows if row.phase == "train")
+            whole.append(replace(record, fingerprint=fingerprint(model.weights), cohort_sha256=asked))
             self._folder.commit(whole[0], layout, opened.snapshot, best, states=leaving, ledger=opened.accounts)
             self._progress.round(whole[0], live_figures(self._work, record.metrics))
 

@@ -23,7 +23,7 @@ from fedsim.errors import RunFolderError
 from fedsim.origins import Origin, contents
 from fedsim.parameters import Layout, Weights, fingerprint
 from fedsim.reading import Records, RoundRow
-from fedsim.records import CheckpointFiles, ClientRow, Event, LedgerRow, RoundRecord, StateRow
+from fedsim.records import CheckpointFiles, ClientRow, Event, LedgerRow, MeasuredRow, RoundRecord, StateRow
 from fedsim.states import STATES, Kept, named_states, states_file
 from fedsim.stored import reading, source_hashes
 
@@ -82,6 +82,7 @@ class RunFolder:
         sources: Sequence[Origin],
         environment: Mapping[str, Any],
         *,
+        partition: Mapping[str, Any] | None = None,
         keep: int = 2,
     ) -> Self:
         """Make the folder of a new run, at once or not at all.
@@ -94,6 +95,7 @@ class RunFolder:
             sources: the user's own files and notebook cells; copied into `sources/`, and their SHA-256 into
                 `environment.json`.
             environment: from `fedsim.environment`.
+            partition: from `fedsim.data.holdings`.
             keep: how many of the last rounds keep their checkpoint.
 
         Raises:
@@ -105,7 +107,7 @@ class RunFolder:
         try:
             with _writing(path):
                 unfinished.mkdir(parents=True)
-                _fill(unfinished, scenario_text, sources, environment)
+                _fill(unfinished, scenario_text, sources, environment, partition)
                 unfinished.rename(path)
                 checkpoints.sync(path.parent)
         finally:
@@ -317,6 +319,7 @@ class RunFolder:
         constants: Mapping[str, Tensor] | None = None,
         ledger: Iterable[LedgerRow] = (),
         events: Iterable[Event] = (),
+        tests: Iterable[MeasuredRow] = (),
     ) -> None:
         """Write the last and the best model, their description and the summary.
 
@@ -329,6 +332,7 @@ class RunFolder:
             constants: their frozen parameters and integer buffers, by name.
             ledger: every client's account at the end.
             events: why the run ended.
+            tests: the last models on clients' own test rows.
 
         Raises:
             RunFolderError: the disk is full or the folder has gone.
@@ -338,7 +342,7 @@ class RunFolder:
             checkpoints.save_model(folder / "last.safetensors", layout, last, fixed, {"round": str(self.committed)})
             checkpoints.save_model(folder / "best.safetensors", layout, best.weights, fixed, {"round": str(best.round)})
             checkpoints.write(folder / "model.json", _json_file(card))
-            records.insert_summary(self._database, summary, ledger=ledger, events=events)
+            records.insert_summary(self._database, summary, ledger=ledger, events=events, tests=tests)
 
     def close(self) -> None:
         """Let go of the database, which becomes one plain file; once is enough."""
@@ -395,13 +399,21 @@ def _default_path(slug: str) -> Path:
     return Path.cwd() / "runs" / f"{datetime.now():%Y%m%d-%H%M}-{name}-{os.urandom(2).hex()}"
 
 
-def _fill(folder: Path, scenario_text: str, sources: Sequence[Origin], environment: Mapping[str, Any]) -> None:
+def _fill(
+    folder: Path,
+    scenario_text: str,
+    sources: Sequence[Origin],
+    environment: Mapping[str, Any],
+    partition: Mapping[str, Any] | None,
+) -> None:
     for name in ("sources", "checkpoints", "model"):
         (folder / name).mkdir()
     for name, content in contents(sources).items():
         checkpoints.write(folder / "sources" / name, content)
     checkpoints.write(folder / "scenario.toml", scenario_text.encode())
     checkpoints.write(folder / "environment.json", _json_file({**environment, "sources": source_hashes(sources)}))
+    if partition is not None:
+        checkpoints.write(folder / "partition.json", records.to_json(partition).encode())
     records.create_tables(folder / "run.db")
 
 

@@ -156,6 +156,7 @@ def summarise(work: Work, folder: Path, watch: Watch, ledger: Ledger | None, end
     values = outcome(watch, folder, ending.stop, ending.rounds, ending.seconds, measured, digest)
     full, value, _ = headline_figure(work, values)
     values["headline"] = judged(full, value, watch)
+    values["initial"] = fingerprint(work.initial)
     values["clients_counted"] = len(_counted_rows(work)) if work.job.scenario.evaluate.clients_every else 0
     values["clients_asked"] = work.job.scenario.evaluate.clients
     if work.adversary is not None:
@@ -196,6 +197,7 @@ def outcome(
         "seconds": seconds,
         "seconds_per_round": seconds / rounds if rounds else math.nan,
         "chosen_by": watch.metric,
+        "lower": sorted(watch.lower),
         "best_round": watch.best_round,
         "best_validation": watch.best_value,
         "metrics": dict(measured[0]),

@@ -30,6 +30,7 @@ from fedsim.grid import (
 from fedsim.local import Contribution, Received, Work
 from fedsim.parameters import Weights, to_record
 from fedsim.replies import arrays_of
+from fedsim.sketches import due
 from fedsim.states import ContextStates, State
 from fedsim.together import Member, train_together
 
@@ -64,12 +65,15 @@ def chunk_program(work: Work) -> ChunkProgram:
         answers: list[Answer | FedsimError] = []
         kept: dict[int, State] = {}
         running = Fold()
+        sketched = _sketched(chunk.messages[0])
         carrier: Answer | None = None
         for message, answer in _answers(work, chunk):
             if isinstance(answer, FedsimError):
                 answers.append(answer)
                 continue
             done = answer.contribution
+            if done is not None and sketched:
+                answer.figures["sketch"] = work.sketcher(done.vector[: work.layout.size])
             if done is not None and done.state:
                 kept[client_number(message)] = done.state
             if done is None or setting(message, "reply", "model") != "sum":
@@ -84,6 +88,12 @@ def chunk_program(work: Work) -> ChunkProgram:
         return ChunkResult(list(map(_reply, chunk.messages, answers)), kept)
 
     return run
+
+
+def _sketched(message: Message) -> bool:
+    """Whether updates of a message's round are sketched; a Flower Strategy might trip over a figure more."""
+    ours = setting(message, "reply", "model") != "model"
+    return ours and due(int(setting(message, "server-round", 0)))
 
 
 def _answers(work: Work, chunk: Chunk) -> Iterator[tuple[Message, Answer | FedsimError]]:

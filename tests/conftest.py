@@ -1,6 +1,7 @@
 """What every test stands on: one torch thread, the folder of data sets, and one Ray for all that need it."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +9,23 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from fedsim import signals
+
 if TYPE_CHECKING:
     from fedsim.engine import Engine
     from fedsim.engine.ray import RayEngine
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def usual_signals() -> Iterator[None]:
+    """Ctrl-C does what it did before the test; the command, called in this process, leaves handlers of its own."""
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signals._early.clear()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from fedsim.flower import AlgorithmStrategy
 from fedsim.local import Work
 from fedsim.parameters import to_record
 from fedsim.reading import EventRow, Records
-from fedsim.records import CheckpointFiles, ClientRow, Event, LedgerRow, RoundRecord, StateRow, keep_rows
+from fedsim.records import CheckpointFiles, ClientRow, Event, LedgerRow, MeasuredRow, RoundRecord, StateRow, keep_rows
 from fedsim.replies import client_rows, metrics_of
 from tests import small
 
@@ -314,7 +315,7 @@ def test_a_run_of_version_1_reads_as_the_newest(old: Path) -> None:
 def test_other_schemas_are_refused(old: Path, version: int) -> None:
     with closing(sqlite3.connect(old / "run.db")) as database:
         database.execute(f"PRAGMA user_version = {version}")
-    expected = rf"run\.db has schema {version}, this fedsim reads 1 to 3; use the version that wrote it$"
+    expected = rf"run\.db has schema {version}, this fedsim reads 1 to 4; use the version that wrote it$"
     for use in (lambda: Records(old / "run.db"), lambda: tags.set_tag(old, "paper")):
         with pytest.raises(RunFolderError, match=expected):
             use()
@@ -406,6 +407,31 @@ def test_the_fixture_names_no_machine() -> None:
     files = [file for file in VERSION_1.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 300_000
     assert not any(word in file.read_bytes() for file in files for word in (b"/home/", b"/root/", b"/tmp/"))
+
+
+def test_a_run_of_version_3_has_no_tests_and_no_digests_of_cohorts(path: Path, database: records.Writer) -> None:
+    records.insert_round(database, replace(record(1), cohort_sha256="abc"), None, best=True, ledger=[])
+    tested = [MeasuredRow(4, 9, None, {"accuracy": 0.5, "personal/accuracy": math.nan})]
+    records.insert_summary(database, {"status": "done"}, ledger=[], events=[], tests=tested)
+    with closing(Records(path)) as read:
+        assert [row.cohort_sha256 for row in read.rounds()] == ["abc"]
+        ((client, rows, loss, metrics),) = read.tests()
+        assert (client, rows, loss, metrics["accuracy"]) == (4, 9, None, 0.5) and math.isnan(
+            metrics["personal/accuracy"]
+        )
+    database.execute("ALTER TABLE rounds DROP COLUMN cohort_sha256")
+    for table in ("tests", "sketches"):
+        database.execute(f"DROP TABLE {table}")
+    database.execute("PRAGMA user_version = 3")
+    database.commit()
+    with closing(Records(path)) as read:
+        assert read.version == 3 and [row.cohort_sha256 for row in read.rounds()] == [None]
+        assert read.tests() == [] == list(read.select("SELECT * FROM sketches"))
+
+
+def test_a_cohort_is_the_same_whatever_the_order() -> None:
+    assert records.cohort_digest([3, 1, 20]) == records.cohort_digest([20, 3, 1])
+    assert len({records.cohort_digest(cohort) for cohort in ([], [1], [1, 2], [12], [0, 12])}) == 5
 
 
 def test_a_run_of_version_2_has_accounts_without_their_mechanism(path: Path, database: records.Writer) -> None:

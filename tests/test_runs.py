@@ -455,7 +455,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "run" / "run.db")) as database:
         database.execute("PRAGMA user_version = 99")
     with pytest.raises(
-        RunFolderError, match=r"has schema 99, this fedsim reads 1 to 3; use the version that wrote it$"
+        RunFolderError, match=r"has schema 99, this fedsim reads 1 to 4; use the version that wrote it$"
     ):
         open_run(tmp_path / "run")
 

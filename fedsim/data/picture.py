@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedsim.data.federation import Federation, Part
+from fedsim.data import holdings
+from fedsim.data.federation import Federation
+from fedsim.data.holdings import PARTS
 from fedsim.errors import DataError
 
-_PARTS: tuple[Part, ...] = ("train", "validation", "test")
 _SHADES = ("0.25", "0.6", "0.85")  # grey, so that print and every eye can tell them apart
 _MOST_BUBBLES = 40
 _WIDTH = 80
@@ -22,11 +23,11 @@ _FORMATS = (".svg", ".png", ".pdf")
 
 def table(federation: Federation) -> list[dict[str, Any]]:
     """For every client its name, rows in all and of each part, and rows of each class or its mean target."""
-    sizes, counts, targets = _sizes(federation), _label_counts(federation), _targets(federation)
+    sizes, counts, targets = holdings.sizes(federation), holdings.label_counts(federation), holdings.targets(federation)
     rows: list[dict[str, Any]] = []
     for client, name in enumerate(federation.names):
         row = {"client": name, "rows": int(sizes[client].sum())}
-        row |= {part: int(size) for part, size in zip(_PARTS, sizes[client], strict=True)}
+        row |= {part: int(size) for part, size in zip(PARTS, sizes[client], strict=True)}
         if counts is not None:
             row["labels"] = {label: int(n) for label, n in zip(federation.classes, counts[client], strict=True)}
         if targets is not None:
@@ -45,10 +46,10 @@ def summary(federation: Federation) -> dict[str, Any]:
         For a number to be predicted `target` (its mean over rows) and `target_between`: the share, from 0 to 1, of its
         variance that lies between clients' means.
     """
-    sizes, counts, targets = _sizes(federation), _label_counts(federation), _targets(federation)
+    sizes, counts, targets = holdings.sizes(federation), holdings.label_counts(federation), holdings.targets(federation)
     rows = sizes.sum(axis=1)
     figures: dict[str, Any] = {"clients": federation.clients, "rows": int(rows.sum())}
-    figures |= {part: int(total) for part, total in zip(_PARTS, sizes.sum(axis=0), strict=True)}
+    figures |= {part: int(total) for part, total in zip(PARTS, sizes.sum(axis=0), strict=True)}
     figures |= {f"central_{part}": len(federation.central[part].x) for part in federation.central}
     figures |= {"smallest": int(rows.min()), "median": float(np.median(rows)), "largest": int(rows.max())}
     if counts is not None:
@@ -67,8 +68,8 @@ def summary(federation: Federation) -> dict[str, Any]:
 
 def table_lines(federation: Federation) -> list[str]:
     """The table and the summary as text of at most 80 columns; label counts where they fit."""
-    sizes, counts = _sizes(federation), _label_counts(federation)
-    head = ["client", *_PARTS]
+    sizes, counts = holdings.sizes(federation), holdings.label_counts(federation)
+    head = ["client", *PARTS]
     rows = [[name[:20], *map(str, row)] for name, row in zip(federation.names, sizes, strict=True)]
     lines = _aligned([head, *rows])
     if counts is not None:
@@ -76,7 +77,7 @@ def table_lines(federation: Federation) -> list[str]:
             [[*head, *federation.classes], *([*row, *map(str, c)] for row, c in zip(rows, counts, strict=True))]
         )
         lines = labelled if len(labelled[0]) <= _WIDTH else lines
-    if (targets := _targets(federation)) is not None:
+    if (targets := holdings.targets(federation)) is not None:
         means = [f"{own.mean():.4g}" if len(own) else "-" for own in targets]
         lines = _aligned([[*head, "target"], *([*row, mean] for row, mean in zip(rows, means, strict=True))])
     figures = summary(federation)
@@ -130,7 +131,7 @@ def _shown(figure: float) -> str:
 
 
 def _draw(federation: Federation) -> Figure:
-    counts, targets = _label_counts(federation), _targets(federation)
+    counts, targets = holdings.label_counts(federation), holdings.targets(federation)
     width = float(np.clip(3 + 0.3 * federation.clients, 7, 14))
     if targets is not None:
         figure = Figure(figsize=(width, 6), layout="constrained")
@@ -144,7 +145,7 @@ def _draw(federation: Federation) -> Figure:
         figure = Figure(figsize=(width, 2.5 + height), layout="constrained")
         sizes, lowest = figure.subplots(2, sharex=True, height_ratios=(2, height))
         _draw_labels(figure, lowest, counts, federation.classes)
-    _draw_sizes(sizes, _sizes(federation))
+    _draw_sizes(sizes, holdings.sizes(federation))
     figures = summary(federation)
     figure.suptitle(f"{federation.corpus}: {figures['clients']} clients, {figures['rows']:,} rows")
     lowest.set_xlabel("client")
@@ -155,14 +156,14 @@ def _draw(federation: Federation) -> Figure:
 
 def _draw_sizes(axes: Axes, sizes: np.ndarray) -> None:
     bottom = np.zeros(len(sizes))
-    for part, size, shade in zip(_PARTS, sizes.T, _SHADES, strict=True):
+    for part, size, shade in zip(PARTS, sizes.T, _SHADES, strict=True):
         # Bars touch when there are many: gaps narrower than a pixel would draw a pattern that is not there.
         bar = 0.8 if len(sizes) <= _MOST_BUBBLES else 1.0
         axes.bar(np.arange(len(sizes)), size, width=bar, bottom=bottom, color=shade, label=part)
         bottom = bottom + size
     axes.set_ylabel("rows")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(_PARTS), frameon=False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(PARTS), frameon=False)
 
 
 def _draw_labels(figure: Figure, axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
@@ -192,27 +193,3 @@ def _draw_targets(axes: Axes, targets: Sequence[np.ndarray]) -> None:
     axes.plot(held, middle, ".", color=_SHADES[0], label="median")
     axes.set_ylabel("target")
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)
-
-
-def _sizes(federation: Federation) -> np.ndarray:
-    """[K, 3] rows of every client's parts."""
-    ends = [federation.offsets[:-1], federation.train_ends, federation.validation_ends, federation.offsets[1:]]
-    return np.diff(np.stack(ends, axis=1), axis=1)
-
-
-def _label_counts(federation: Federation) -> np.ndarray | None:
-    """[K, classes] rows of every client and class, None where rows have no class."""
-    if not federation.labelled:
-        return None
-    owner = np.repeat(np.arange(federation.clients), np.diff(federation.offsets))
-    shape = federation.clients, len(federation.classes)
-    labels = federation.at_once("a table of labels").y
-    return np.bincount(owner * shape[1] + labels, minlength=shape[0] * shape[1]).reshape(shape)
-
-
-def _targets(federation: Federation) -> list[np.ndarray] | None:
-    """Every client's targets [n], None where they are not one number a row."""
-    if federation.y.dtype.kind != "f" or federation.y.ndim != 1:
-        return None
-    y = federation.at_once("a table of targets").y
-    return np.split(y, federation.offsets[1:-1])

@@ -183,7 +183,7 @@ def _join(settings: Settings, workers: int | None) -> None:
     except KeyboardInterrupt:
         ray.shutdown()
         raise
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a plain one where its processes do not start in time
         if settings.address is None:
             asked = settings.object_store_memory
             given = f" with engine.object_store_memory = {asked:g}" if asked is not None else ""

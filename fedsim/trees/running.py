@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fedsim import checkpoints, companions, records
-from fedsim.data import given
+from fedsim.data import given, holdings
 from fedsim.data.corpus import Folders
 from fedsim.data.federation import CentralPart, Federation
 from fedsim.environment import environment
@@ -173,9 +173,11 @@ def _execute(plan: Plan, out: Path | None, progress: Progress, observers: Sequen
                 if interrupts.asked:
                     raise KeyboardInterrupt
         progress.phase("testing the last and the best model")
-        result = _finished(plan, path, best, stop, done, time.perf_counter() - begun)
+        result, tested = _finished(plan, path, best, stop, done, time.perf_counter() - begun)
         events += [Event(stop.kind, stop.reason)] if stop is not None else []
-        records.insert_summary(database, result.values, ledger=(), events=events)
+        kept = keep_rows(tested, scenario.records.clients, scenario.seed)
+        tests = records.measured_rows(kept)
+        records.insert_summary(database, result.values, ledger=(), events=events, tests=tests)
     for observer in observers:
         observer.run_finished(result)
     return result
@@ -188,7 +190,8 @@ def _folder(plan: Plan, out: Path | None) -> Path:
         federation.digest, corpus=federation.corpus, data=plan.data, model=TREES, scenario_folder=scenario.folder
     )
     slug = Path(scenario.origin).stem
-    with RunFolder.create(out, slug, scenario.to_toml(), scenario.own_files(), about) as made:
+    kept = holdings.record(federation)
+    with RunFolder.create(out, slug, scenario.to_toml(), scenario.own_files(), about, partition=kept) as made:
         return made.path
 
 
@@ -276,7 +279,8 @@ def _evaluated(plan: Plan, number: int, client: int, statistics: Statistics, sec
 def _record(plan: Plan, number: int, rows: Sequence[ClientRow], measured: _Measured, seconds: float) -> RoundRecord:
     kept = keep_rows([*rows, *measured.rows], plan.scenario.records.clients, plan.scenario.seed)
     failed = sum(row.status == "failed" for row in rows)
-    return RoundRecord(number, seconds, len(rows), failed, measured.metrics, None, _fingerprint(plan.way.models), kept)
+    digest, asked = _fingerprint(plan.way.models), records.cohort_digest(row.client for row in rows)
+    return RoundRecord(number, seconds, len(rows), failed, measured.metrics, None, digest, kept, asked)
 
 
 def _fingerprint(models: Sequence[Model]) -> str:
@@ -284,8 +288,10 @@ def _fingerprint(models: Sequence[Model]) -> str:
     return hashlib.sha256(b"".join(model.content for model in models)).hexdigest()
 
 
-def _finished(plan: Plan, path: Path, best: Sequence[Model], stop: Stop | None, rounds: int, seconds: float) -> Result:
-    """Test the last and the best models, write them, and say what the run came to."""
+def _finished(
+    plan: Plan, path: Path, best: Sequence[Model], stop: Stop | None, rounds: int, seconds: float
+) -> tuple[Result, list[ClientRow]]:
+    """Test the last and the best models, write them, and say what the run came to; and the last at each client."""
     models, watch = plan.way.models, plan.watch
     last = _measure(plan, models, "test", rounds)
     chosen = last if best is models else _measure(plan, best, "test", rounds)
@@ -300,7 +306,7 @@ def _finished(plan: Plan, path: Path, best: Sequence[Model], stop: Stop | None, 
     which = f"round {rounds}, the last" if plan.way.alone else f"round {watch.best_round}"
     least = plan.scenario.evaluate.min_rows
     own = {row.client: next(iter(row.metrics.values())) for row in last.rows if row.rows >= least}
-    return Result(path, Weights(torch.empty(0), torch.empty(0)), values, closing_block(values, which), own)
+    return Result(path, Weights(torch.empty(0), torch.empty(0)), values, closing_block(values, which), own), last.rows
 
 
 def _write(plan: Plan, path: Path, best: Sequence[Model], values: Mapping[str, Any]) -> None:
