@@ -27,7 +27,7 @@ def write_page(page: Path, found: Sequence[Any], table: Sequence[str]) -> None:
     lines = "\n".join(["```", *table, "```"])
     text = f"""
 Measured by `python benchmarks/applications.py` on {date.today()}: one seed, torch {version("torch")}, {os.cpu_count()}
-cores of {platform.machine()}.
+cores of {platform.machine()} that other work may have shared, so take times as upper bounds.
 
 | command | what | time, references included |
 |---|---|---|

@@ -1,8 +1,10 @@
 """Every application that comes with fedsim: federated, beside training alone, on pooled rows and not at all.
 
-    python benchmarks/applications.py                       all of them, into docs/applications.md: about half an hour
-    python benchmarks/applications.py heart-disease wisdm   some, printed only
-    python benchmarks/applications.py --quick               a smoke test: two applications, cut short
+    python benchmarks/applications.py                       all of them: about an hour
+    python benchmarks/applications.py heart-disease wisdm   some; the page keeps what was found of the others
+    python benchmarks/applications.py --quick               a smoke test: two applications, cut short, printed only
+
+What is found goes into benchmarks/results as it comes, and at the end into docs/applications.md.
 
 Each is the command `fedsim run NAME`, as its scenario says. Its references are run with the same data, model, rounds
 and seed: `local` trains every client alone, `central` one model on all rows, `constant` answers the same for every row.
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from _contenders import HERE, write
+
+from fedsim.summary import SHORT_NAMES
 
 ROOT = HERE.parent
 PAGE = ROOT / "docs/applications.md"
@@ -97,15 +101,29 @@ def main() -> None:
     if unknown := [name for name in options.names if name not in APPLICATIONS]:
         sys.exit(f"{unknown[0]} is no application; there are {', '.join(APPLICATIONS)}")
     names = options.names or (FAST if options.quick else APPLICATIONS)
-    found = [application(name, CUT if options.quick else ()) for name in names]
+    found = []
+    for name in names:
+        found.append(application(name, CUT if options.quick else ()))
+        if not options.quick:
+            write("applications", {"applications": [as_row(found[-1])]})
     print("\n".join(table(found)))
-    if options.names or options.quick:
+    if options.quick:
         return
     from _applications_page import write_page
 
-    path = write("applications", {"applications": [as_row(each) for each in found]})
-    write_page(PAGE, found, table(found))
-    print(f"\nwritten to {path} and {PAGE}")
+    newest = kept()
+    write_page(PAGE, newest, table(newest))
+    print(f"\nwritten to {PAGE}")
+
+
+def kept() -> list[Application]:
+    """Every application as it was run last."""
+    latest: dict[str, Application] = {}
+    for path in sorted((HERE / "results").glob("applications-*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8"))["applications"]:
+            runs = {name: Run(**figures) for name, figures in row["runs"].items()}
+            latest[row["name"]] = Application(**{**row, "runs": runs})
+    return [latest[name] for name in APPLICATIONS if name in latest]
 
 
 def application(name: str, settings: Sequence[str]) -> Application:
@@ -157,10 +175,10 @@ COLUMNS = ("federated", "local", "central", "constant")
 
 def table(found: Sequence[Application]) -> list[str]:
     """For people, at most 80 columns: two lines for each application."""
-    lines = [f"{'':<19}{'metric':<20}{'':<9}{'federated':>9}{'local':>8}{'central':>8}{'const.':>7}"]
+    lines = [f"{'':<22}{'metric':<17}{'':<8}{'federated':>10}{'local':>8}{'central':>8}{'const.':>7}"]
     for each in found:
         if each.missing:
-            lines.append(f"{each.name:<19}left out: {each.missing}"[:80])
+            lines.append(f"{each.name:<22}left out: {each.missing}"[:80])
             continue
         arrow = "lower" if each.lower else "higher"
         rows = {
@@ -168,9 +186,9 @@ def table(found: Sequence[Application]) -> list[str]:
             "clients": [_clients(each, run) for run in COLUMNS],
         }
         for place, (where, cells) in enumerate(rows.items()):
-            head = f"{each.name if place == 0 else '':<19}"
-            what = each.metric if place == 0 else f"({arrow} is better)"
-            lines.append(f"{head}{what:<20}{where:<9}{cells[0]:>9}{cells[1]:>8}{cells[2]:>8}{cells[3]:>7}")
+            head = f"{each.name if place == 0 else '':<22}"
+            what = SHORT_NAMES.get(each.metric, each.metric) if place == 0 else f"{arrow} is better"
+            lines.append(f"{head}{what:<17}{where:<8}{cells[0]:>10}{cells[1]:>8}{cells[2]:>8}{cells[3]:>7}")
     return lines
 
 

@@ -75,10 +75,14 @@ def _prepared(stored: Mapping[str, Any], kind: str) -> Iterator[str]:
     elif kind == "none":
         yield "* nothing was done by fedsim: give rows as the data source made them"
     else:
-        said = ", ".join(f"{key} {value}" for key, value in stored.items() if key != "kind" and value is not None)
+        apart = ("kind", "declared", "transform", "fitted_on_rows", "target")
+        said = ", ".join(f"{key} {value}" for key, value in stored.items() if key not in apart and value is not None)
         yield f"* {kind}: {said}"
     if "transform" in stored:
         yield f"* then the user's own function `{stored['transform']}`"
+    if "declared" in stored:
+        where = "declared" if stored["declared"] else "taken from the rows of all clients, not declared"
+        yield f"* classes{' and categories' if kind == 'table' else ''} were {where}"
     if stored.get("fitted_on_rows"):
         yield "* numbers for it were taken from clients' train rows"
 

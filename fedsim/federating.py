@@ -11,11 +11,13 @@ from fedsim.data import given, transform
 from fedsim.data.build import build
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.data.federation import Federation
-from fedsim.data.population import Population, spread
+from fedsim.data.population import Population, preparation_of, prepared, spread
+from fedsim.data.preprocess import Preparation
 from fedsim.errors import ScenarioError, named
 from fedsim.origins import reference
 from fedsim.own import NOTHING, Own
 from fedsim.scenario import Scenario
+from fedsim.tables import Data
 
 CorpusSource = Callable[..., Corpus | Population]
 """A function that is given `folders` and `seed`, as far as it has parameters of these names."""
@@ -38,24 +40,44 @@ def own_of(scenario: Scenario, own: Own) -> Own:
 def _federated(scenario: Scenario, folders: Folders, data: DataSource | None, own: Own) -> Federation:
     corpus, split, least = _corpus(scenario, folders, data), scenario.data.split, scenario.data.min_rows
     shares, seed, partition = (split.train, split.validation, split.test), scenario.seed, scenario.data.partition
+    fit = scenario.data.preprocess.kind if scenario.data.preprocess is not None else None
     if isinstance(corpus, Corpus):
-        fit = scenario.data.preprocess.kind if scenario.data.preprocess is not None else None
-        federation = build(corpus, seed, partition, central=split.central, shares=shares, min_rows=least, fit=fit)
+        federation = build(
+            corpus,
+            seed,
+            partition,
+            central=split.central,
+            shares=shares,
+            min_rows=least,
+            fit=fit,
+            without=scenario.data.without,
+        )
         if own.transform is None:
             return federation
         return transform.of_federation(federation, _transform(scenario, own), reference(own.transform))
+    if scenario.data.without:
+        raise ScenarioError(f"data.without: data {corpus.name!r} come client by client; leave it out")
     if partition != {"kind": "natural"}:
         raise ScenarioError(
             f'data.partition: data {corpus.name!r} come client by client; write partition = {{ kind = "natural" }}'
         )
-    opening = partial(_population, scenario, folders, data, own)
+    preparation = None
+    if corpus.columns:
+        preparation = preparation_of(corpus, seed, fit, shares=shares, min_rows=least)
+    elif fit is not None:
+        raise ScenarioError(f"data.preprocess: data {corpus.name!r} are no table with columns; leave it out")
+    opening = partial(_population, scenario, folders, data, own, preparation)
     return spread(opening, seed, central=split.central, shares=shares, min_rows=least)
 
 
-def _population(scenario: Scenario, folders: Folders, data: DataSource | None, own: Own) -> Population:
+def _population(
+    scenario: Scenario, folders: Folders, data: DataSource | None, own: Own, preparation: Preparation | None
+) -> Population:
     """The population that a scenario names, once it is known to be one; in every process that needs its rows."""
     population = _corpus(scenario, folders, data)
     assert isinstance(population, Population)
+    if preparation is not None:
+        population = prepared(population, preparation)
     if own.transform is None:
         return population
     return transform.of_population(population, _transform(scenario, own), reference(own.transform))
@@ -75,6 +97,7 @@ def _corpus(scenario: Scenario, folders: Folders, data: DataSource | None) -> Co
         return given.corpus_of(*data)
     table, told = scenario.data, {"folders": folders, "seed": scenario.seed}
     if data is None:
+        _check_named(table)
         function = registry.find("fedsim.data.sources", table.name, scenario.folder, "data.name")
         settings, name = table.settings, table.name
     else:
@@ -89,3 +112,9 @@ def _corpus(scenario: Scenario, folders: Folders, data: DataSource | None) -> Co
     if not isinstance(corpus, Corpus | Population):
         raise ScenarioError(f"data.name: {name} returned {type(corpus).__name__}, not a Corpus or a Population")
     return corpus
+
+
+def _check_named(table: Data) -> None:
+    """Refuse a scenario that names no data."""
+    if not table.name:
+        raise ScenarioError("data.name is missing; name a data set, or give data in Python: fedsim.run(..., data=...)")

@@ -5,7 +5,7 @@ together from what the run keeps, needs all that the run needed.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,12 +16,16 @@ from safetensors.torch import load as from_safetensors
 from torch import Tensor, nn
 
 from fedsim import registry, seeds
-from fedsim.answers import Answer, answer
+from fedsim.answers import answer
 from fedsim.errors import FedsimError, ModelError, RunFolderError, one_line
 from fedsim.model import Known, build
+from fedsim.problem import Answer
 from fedsim.raw_rows import Preprocessing
 
 if TYPE_CHECKING:
+    from fedsim.data.transform import Transform
+    from fedsim.federating import DataSource
+    from fedsim.own import Loss, Metric
     from fedsim.own_models import Own
 
 CARD, SOURCES = "model.json", "sources"
@@ -64,7 +68,10 @@ def load(
     client: int | None = None,
     *,
     model: Callable[..., nn.Module] | None = None,
-    data: Callable[..., Any] | None = None,
+    data: "DataSource | None" = None,
+    loss: "str | Loss | None" = None,
+    metrics: "Sequence[str | Metric]" = (),
+    transform: "str | Transform | None" = None,
     data_dir: Path | None = None,
 ) -> nn.Module:
     """The model of a finished run, of `fedsim export --model torch`, or of `fedsim export --public`.
@@ -75,7 +82,8 @@ def load(
         path: of the folder.
         client: whose own model is wanted, of a strategy that gives clients such; the global one by default.
         model: class or function of the model, where the run was given one that lies in no file.
-        data, data_dir: as for `resume`; only a client's own model needs them.
+        data, loss, metrics, data_dir: as for `resume`; only a client's own model needs them.
+        transform: likewise, and it makes rows ready where it lies in no file.
 
     Returns:
         The module in evaluation mode. `.preprocessing` makes rows for it of raw values, `.classes` names its outputs;
@@ -85,7 +93,8 @@ def load(
         RunFolderError: no finished run or exported model, damaged, or it shares no model.
         FedsimError: its code is not there or does not fit.
     """
-    handed = opened(path, client, model=model, data=data, data_dir=data_dir)
+    parts = {"loss": loss, "metrics": metrics, "transform": transform}
+    handed = opened(path, client, model=model, data=data, data_dir=data_dir, **parts)
     given = {"preprocessing": handed.preprocessing, "classes": tuple(handed.card["classes"])}
     for name, value in given.items():
         if not hasattr(handed.module, name):
@@ -136,10 +145,11 @@ def opened(
     client: int | None = None,
     *,
     model: Callable[..., nn.Module] | None = None,
-    data: Callable[..., Any] | None = None,
+    data: "DataSource | None" = None,
     data_dir: Path | None = None,
+    **parts: Any,
 ) -> Handed:
-    """A model and all that belongs to it; arguments and errors as of `load`."""
+    """A model and all that belongs to it; arguments and errors as of `load`, whose further ones are `parts`."""
     run = Path(path)
     folder = run / "model" if (run / "model").is_dir() else run
     card, sources = _card(run, folder), run / SOURCES
@@ -149,7 +159,7 @@ def opened(
         )
     strategy, stored = card.get("strategy", {}), card["preprocessing"] or {}
     if client is not None and (strategy.get("own_models", True) or stored.get("fit") != "per-client"):
-        own = _own_model(run, client, model=model, data=data, data_dir=data_dir)
+        own = _own_model(run, client, model=model, data=data, data_dir=data_dir, **parts)
         card, tensors, file = {**card, **own.card}, own.tensors, run
     elif not strategy.get("shares_a_model", True) and "client" not in card:
         raise RunFolderError(f"{run}: its strategy shares no model; ask for a client's own with client (--client)")
@@ -158,7 +168,7 @@ def opened(
         tensors = _tensors(file)
     try:
         module = _built(card, sources, model)
-        preprocessing = _preprocessing(card, sources, client)
+        preprocessing = _preprocessing(card, sources, client, parts.get("transform"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunFolderError(f"{folder / CARD} is damaged: {one_line(error)}") from error
     _fill(module, tensors, file)
@@ -198,9 +208,19 @@ def _built(card: Mapping[str, Any], sources: Path, model: Callable[..., nn.Modul
     architecture = card["architecture"]
     name, outputs = architecture["model"], architecture.get("outputs", len(card["classes"]))
     factory = model if model is not None else _factory(name, card, sources)
-    known = Known(tuple(architecture["input_shape"]), outputs, card["task"], architecture.get("vocabulary"))
+    vocabulary, stored = architecture.get("vocabulary"), card["preprocessing"] or {}
+    padding = stored.get("padding") if vocabulary is not None else None
+    known = Known(tuple(architecture["input_shape"]), outputs, card["task"], vocabulary, padding)
     with seeds.preserved():
-        return build(factory, name, architecture["settings"], known)
+        return build(factory, name, architecture["settings"], known, _scenario_folder(sources.parent))
+
+
+def _scenario_folder(run: Path) -> Path:
+    """Where a run's scenario lay, which may name further folders; of a model that was given away, where that lies."""
+    try:
+        return Path(json.loads((run / "environment.json").read_text(encoding="utf-8"))["scenario_folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return run
 
 
 def _factory(name: str, card: Mapping[str, Any], sources: Path) -> Callable[..., Any]:
@@ -223,9 +243,12 @@ def _own_code(reference: str, card: Mapping[str, Any], sources: Path, what: str)
     return registry.from_file(f"{file}:{name}", sources, what)
 
 
-def _preprocessing(card: Mapping[str, Any], sources: Path, client: int | None) -> Preprocessing:
+def _preprocessing(card: Mapping[str, Any], sources: Path, client: int | None, given: Any) -> Preprocessing:
+    """What is done to raw values; `given` is the user's transform, as an object."""
     stored, architecture = card["preprocessing"] or {}, card["architecture"]
     transform = stored.get("transform")
+    if transform is not None and not callable(given):
+        given = _own_code(transform, card, sources, "data.transform")
     return Preprocessing(
         stored,
         tuple(architecture["input_shape"]),
@@ -233,7 +256,7 @@ def _preprocessing(card: Mapping[str, Any], sources: Path, client: int | None) -
         architecture.get("vocabulary"),
         card["task"],
         _client_name(card, stored, client),
-        None if transform is None else _own_code(transform, card, sources, "data.transform"),
+        None if transform is None else given,
     )
 
 

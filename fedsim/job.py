@@ -204,22 +204,22 @@ def _prepared(
     check_algorithm(algorithm, scenario, module, layout_of(module), federation.clients)
     check_driven(algorithm, scenario, int((federation.train_rows > 0).sum()))
     privacy = plan_of(scenario, federation, algorithm)
+    named_data = scenario.data.name if data is None else _named(data)
     if privacy is not None and federation.preprocessing.get("fitted_on_rows"):
         raise PrivacyError(
-            f"privacy.{privacy.level}: data {scenario.data.name!r} scale columns by clients' rows, so that one row "
+            f"privacy.{privacy.level}: data {named_data!r} scale columns by clients' rows, so that one row "
             "moves others and what is saved with the model, which epsilon does not cover; declare ranges in "
             'data.schema and set data.preprocess.kind = "constants"'
         )
     if scenario.privacy.example is not None and federation.preprocessing.get("overlapping"):
         raise PrivacyError(
-            f"privacy.example: rows of {scenario.data.name!r} are windows that share measurements, and to protect one "
+            f"privacy.example: rows of {named_data!r} are windows that share measurements, and to protect one "
             "row protects no measurement; use privacy.client"
         )
     if scenario.privacy.example is not None:
         twin = private_module(module, model_name(source))
         twin.module(problem.inputs(few.x[:1]))  # the first pass tries its per-example gradients
     attacking = _attackers(scenario, federation, algorithm)
-    named_data = scenario.data.name if data is None else _named(data)
     compiled = None
     if scenario.engine.compile:
         most = federation.rows(int(np.argmax(federation.train_rows)), "train")  # one row would mix with itself alone
@@ -318,8 +318,11 @@ def problem_of(federation: Federation, folder: Path) -> Problem:
 
 def _with_largest_token(federation: Federation) -> Rows:
     """A few rows, of tokens one with the largest, so that too small an embedding fails now and not at a client."""
-    if federation.vocabulary is None or federation.source is not None:
+    if federation.vocabulary is None:
         return federation.first_rows
+    if federation.source is not None:
+        few = federation.first_rows
+        return Rows(np.full_like(few.x, federation.vocabulary - 1), few.y)
     largest = int(federation.x.reshape(len(federation.x), -1).max(axis=1).argmax())
     return Rows(federation.x[[largest, 0]], federation.y[[largest, 0]])
 
@@ -357,7 +360,8 @@ def _asked(
     """The model that a scenario asks for, as `check_size` and `make_model` take it."""
     settings: Mapping[str, Any] = scenario.model.settings if source == scenario.model.name else {}
     outputs = problem_of(federation, scenario.folder).outputs
-    known = Known(tuple(federation.x.shape[1:]), outputs, federation.task, federation.vocabulary)
+    padding = federation.preprocessing.get("padding") if federation.vocabulary is not None else None
+    known = Known(tuple(federation.x.shape[1:]), outputs, federation.task, federation.vocabulary, padding)
     return source, settings, known, scenario.folder
 
 

@@ -29,12 +29,14 @@ class Known(NamedTuple):
         outputs: values for every row, or for every place of a text; "classes" is another name for it.
         task: what is learned.
         vocabulary: how many tokens there are, where rows are tokens and no bytes.
+        padding: the token that fills rows up, where the data say so.
     """
 
     shape: tuple[int, ...]
     outputs: int
     task: str
     vocabulary: int | None = None
+    padding: int | None = None
 
 
 _COPIES = 4  # the model received, the model trained, its gradient and its update
@@ -53,7 +55,7 @@ def make_model(
         model: a family's name, `file.py:Net`, or a class or function itself.
         settings: the scenario's further keys of [model].
         known: what it is told of data and task.
-        folder: where the user's file is looked for.
+        folder: of the scenario, where the user's own file is looked for.
         seed: of the run.
 
     Raises:
@@ -62,18 +64,18 @@ def make_model(
     """
     factory = _factory(model, folder)  # outside: a user's file may draw when it is first loaded
     with seeds.scope(seed, "model"):
-        return build(factory, model_name(model), settings, known)
+        return build(factory, model_name(model), settings, known, folder)
 
 
-def build(factory: Factory, name: str, settings: Mapping[str, Any], known: Known) -> nn.Module:
+def build(factory: Factory, name: str, settings: Mapping[str, Any], known: Known, folder: Path) -> nn.Module:
     """What a model's class or function gives; its initial values are drawn from the global generators.
 
     Args:
-        factory: the class or function.
+        factory: the class or function. If it has a parameter `scenario_folder`, it is told `folder`.
         name: of the model in messages.
-        settings, known: as for `make_model`, which raises the same.
+        settings, known, folder: as for `make_model`, which raises the same.
     """
-    arguments = _arguments(factory, settings, known)
+    arguments = _arguments(factory, settings, known, folder)
     try:
         built = factory(**arguments)
     except FedsimError:
@@ -100,7 +102,7 @@ def check_size(model: str | Factory, settings: Mapping[str, Any], known: Known, 
     if not isinstance(model, str) or ":" in model:
         return
     factory = _factory(model, folder)
-    arguments = _arguments(factory, settings, known)
+    arguments = _arguments(factory, settings, known, folder)
     with torch.device("meta"):
         try:
             built = factory(**arguments)
@@ -135,8 +137,9 @@ def check_model(name: str, module: nn.Module, problem: Problem, x: np.ndarray | 
     problem.check(output, problem.targets(y[:2]), f"model {name!r}")
 
 
-def _arguments(factory: Factory, settings: Mapping[str, Any], known: Known) -> dict[str, Any]:
-    told = {"classes": known.outputs, **{key: value for key, value in known._asdict().items() if value is not None}}
+def _arguments(factory: Factory, settings: Mapping[str, Any], known: Known, folder: Path) -> dict[str, Any]:
+    there = {key: value for key, value in known._asdict().items() if value is not None}
+    told = {"classes": known.outputs, "scenario_folder": folder, **there}
     bound = registry.bind(factory, settings, "model", reserved=told, own=("name",))
     wanted = inspect.signature(factory).parameters
     return {**{key: value for key, value in told.items() if key in wanted}, **bound}

@@ -57,6 +57,7 @@ def export_model(
     model: Callable[..., nn.Module] | None = None,
     data: Callable[..., Any] | None = None,
     data_dir: Path | None = None,
+    **parts: Any,
 ) -> Exported:
     """Write a run's model for its users.
 
@@ -65,7 +66,7 @@ def export_model(
         form: "torch" or "onnx".
         out: a new folder, there whole or not at all.
         client: whose own model is wanted; the global one by default.
-        model, data, data_dir: as for `fedsim.load`.
+        model, data, data_dir: as for `fedsim.load`, and so are its further ones, `parts`.
 
     Raises:
         RunFolderError: no finished run of this version, or `out` is there or cannot be written.
@@ -74,7 +75,7 @@ def export_model(
     """
     if out.exists() or out.is_symlink():
         raise RunFolderError(f"{out} exists already; choose another with --out, or remove it")
-    handed = opened(run, client, model=model, data=data, data_dir=data_dir)
+    handed = opened(run, client, model=model, data=data, data_dir=data_dir, **parts)
     if "format" not in handed.card or "strategy" not in handed.card:
         raise RunFolderError(f"{run} does not say enough of its model to export it; give a run of this version")
     card, difference = dict(handed.card), None

@@ -117,6 +117,7 @@ def overview(folder: Path, records: Records, scenario: Values) -> Overview:
     privacy = summary.get("privacy", {})
     chosen_by, best_round, best_value = _best(records, scenario, summary, totals["best"])
     metric, value = _judged(summary)
+    _, own = personal("test", summary.get("metrics_last_round", {}), named_headline(summary, scenario))
     return Overview(
         folder=str(folder),
         title=str(summary.get("title") or scenario.get("title") or folder.name),
@@ -131,7 +132,7 @@ def overview(folder: Path, records: Records, scenario: Values) -> Overview:
         best_value=best_value,
         metric=metric,
         value=value,
-        personal=personal("test", summary.get("metrics_last_round", {}))[1],
+        personal=own,
         epsilon=privacy.get("largest", last.get("epsilon")),
         delta=privacy.get("delta", _delta(scenario)),
         fingerprint=last.get("fingerprint"),
@@ -153,14 +154,33 @@ def _best(
         return summary.get("chosen_by"), summary.get("best_round"), summary.get("best_validation")
     metrics = metrics_of(records, best) if best is not None else {}
     named = (scenario.get("evaluate", {}).get("metric"), scenario.get("stop", {}).get("metric"))
-    chosen_by = next((name for name in named if name), None) or headline("validation", metrics)
+    first = named_headline(summary, scenario)
+    chosen_by = next((name for name in named if name), None) or headline("validation", metrics, first)
     return chosen_by, best, metrics.get(chosen_by) if chosen_by else None
 
 
-def headline(part: str, metrics: Collection[str]) -> str | None:
-    """The full name of the metric that judges a run on validation or test rows; None where none was measured."""
-    names = [f"global/{place}-{part}/rows/{name}" for place in ("central", "client") for name in HEADLINES]
+def headline(part: str, metrics: Collection[str], first: str | None = None) -> str | None:
+    """The full name of the metric that judges a run on validation or test rows; None where none was measured.
+
+    Args:
+        part: "validation" or "test".
+        metrics: full names of those that were measured.
+        first: a metric before those that tasks are usually judged by, such as a user's own.
+    """
+    names = [f"global/{place}-{part}/rows/{name}" for place in ("central", "client") for name in judges(first)]
     return next((name for name in names if name in metrics), None)
+
+
+def judges(first: str | None) -> list[str]:
+    """Names of metrics, the one before others that judges a run; `first` as of `headline`."""
+    return list(HEADLINES) if first is None else [first, *HEADLINES]
+
+
+def named_headline(summary: Values, scenario: Values) -> str | None:
+    """The metric that the summary says a run is judged by, or before there is one the scenario."""
+    judged = (summary.get("headline") or {}).get("metric")
+    named: str | None = judged.split("/", 3)[3] if judged else scenario.get("task", {}).get("headline")
+    return named
 
 
 def _judged(summary: Values) -> tuple[str | None, float | None]:
@@ -172,9 +192,11 @@ def _judged(summary: Values) -> tuple[str | None, float | None]:
     return metric, summary["metrics"][metric] if metric else None
 
 
-def personal(part: str, metrics: Mapping[str, float | None]) -> tuple[str | None, float | None]:
-    """The full name and value of what judges clients' own models on validation or test rows; None where none does."""
-    names = [f"personal/client-{part}/clients/{name}" for name in HEADLINES]
+def personal(
+    part: str, metrics: Mapping[str, float | None], first: str | None = None
+) -> tuple[str | None, float | None]:
+    """The full name and value of what judges clients' own models; None where none does. Arguments as of `headline`."""
+    names = [f"personal/client-{part}/clients/{name}" for name in judges(first)]
     return next(((name, metrics[name]) for name in names if name in metrics), (None, None))
 
 

@@ -18,7 +18,7 @@ from fedsim.data.transform import Transform
 from fedsim.errors import FedsimError, ScenarioError, one_line
 from fedsim.metrics import Statistics
 from fedsim.origins import reference
-from fedsim.problem import Problem, ratio, sum_of
+from fedsim.problem import Answer, Problem, ratio, sum_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, target) -> [B] each row's loss; a step descends on the mean."""
@@ -151,6 +151,10 @@ class OwnProblem:
     def metric_names(self) -> list[str]:
         """See `Problem`."""
         return [*self.inner.metric_names(), *(metric.name for metric in self.measures)]
+
+    def answer(self, x: Tensor, output: Tensor) -> Answer:
+        """See `Problem`."""
+        return self.inner.answer(x, output)
 
     def check(self, output: object, targets: Tensor, name: str = "the model") -> None:
         """See `Problem`."""

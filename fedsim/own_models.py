@@ -1,16 +1,20 @@
 """One client's own model after a run's last round, of a strategy that gives clients such."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fedsim import own as parts
 from fedsim.checkpoints import named_tensors
+from fedsim.data.transform import Transform
 from fedsim.driving import strategy_for
 from fedsim.errors import RunFolderError
+from fedsim.federating import DataSource
 from fedsim.local import Received, one_thread
+from fedsim.own import Loss, Metric
 from fedsim.parameters import Weights, fingerprint
 from fedsim.past import Past, check_client, checkpoint_at, reopen
 from fedsim.states import ClientStates
@@ -35,7 +39,10 @@ def own_model(
     client: int,
     *,
     model: Callable[..., nn.Module] | None = None,
-    data: Callable[..., Any] | None = None,
+    data: DataSource | None = None,
+    loss: str | Loss | None = None,
+    metrics: Sequence[str | Metric] = (),
+    transform: str | Transform | None = None,
     data_dir: Path | None = None,
 ) -> Own:
     """A client's own model, put together from the checkpoint of the last round and what the client kept.
@@ -43,13 +50,14 @@ def own_model(
     Args:
         run: the folder of a finished run.
         client: its number.
-        model, data, data_dir: as for `resume`.
+        model, data, loss, metrics, transform, data_dir: as for `resume`.
 
     Raises:
         RunFolderError: the strategy gives clients no models, or the last checkpoint is not there.
         ScenarioError: no such client, or what the run was made with is not what there is now.
     """
-    past = reopen(run, model=model, data=data, data_dir=data_dir)
+    own = parts.Own(loss, metrics, transform)
+    past = reopen(run, model=model, data=data, own=own, data_dir=data_dir)
     check_client(past, client)
     if not past.work.algorithm.personalised:
         raise RunFolderError(

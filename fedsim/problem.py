@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,18 @@ from fedsim.metrics import Statistics, add
 
 # A federation's rows are read-only on purpose; torch would warn of it once in every process.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+class Answer(NamedTuple):
+    """What a model says of a block of rows.
+
+    Attributes:
+        columns: names of what is said.
+        rows: one list of values for every row.
+    """
+
+    columns: list[str]
+    rows: list[list[Any]]
 
 
 class Problem(Protocol):
@@ -83,6 +95,18 @@ class Problem(Protocol):
 
     def metric_names(self) -> list[str]:
         """Names of the metrics, in the order of reports."""
+        ...
+
+    def answer(self, x: Tensor, output: Tensor) -> Answer:
+        """What a model's output says of rows, in words and units.
+
+        Args:
+            x: [B, ...] the rows as the model took them.
+            output: [B, ...] its output, float64.
+
+        Raises:
+            ModelError: the task has no answer to a row.
+        """
         ...
 
     def check(self, output: object, targets: Tensor, name: str = "the model") -> None:

@@ -59,7 +59,9 @@ class Preprocessing:
 
     @property
     def kind(self) -> str:
-        """How raw values come: "image", "table", "bytes", "hashed-words", "spectrogram", or "none" for as they are."""
+        """How raw values come: "image", "table", "bytes", "hashed-words", "spectrogram", "none" for as they are, or in
+        files of a published data set: "kdd99", "windows" (NAB), "series" (Beijing's air), "movietweetings".
+        """
         return str(self.stored.get("kind", "none"))
 
     @cached_property
@@ -92,8 +94,8 @@ class Preprocessing:
         Args:
             path: CSV with a header (commas, semicolons, tabs or bars between fields) for "table"; a file of UTF-8 with
                 a text a line for "bytes" and "hashed-words"; an image or sound file, or a folder of such, for "image"
-                and "spectrogram". For every kind an .npz with the array `prepared`, rows as the model takes them; for
-                "image" and "none" one with raw values `x`.
+                and "spectrogram"; for those of a published data set a file as that has them. For every kind an .npz
+                with the array `prepared`, rows as the model takes them; for "image" and "none" one with raw values `x`.
 
         Raises:
             DataError: no such file, or rows that the model was not trained on; names file, line or column.
@@ -103,7 +105,12 @@ class Preprocessing:
         read = _OF_FILES.get(self.kind)
         if read is None:
             raise DataError(f"{path}: rows of kind {self.kind!r} come as .npz with the array {_PREPARED!r}")
-        found = read(self, path)
+        try:
+            found = read(self, path)
+        except KeyError as error:  # of a kind that a user's own data have called so
+            raise DataError(
+                f"{path}: how rows of kind {self.kind!r} were made was not kept; give an .npz with {_PREPARED!r}"
+            ) from error
         if isinstance(found.x, list):
             return Read([self._transformed(row[None])[0] for row in found.x], found.names)
         return Read(self.finished(np.asarray(found.x), f"{path}, row"), found.names)
@@ -295,6 +302,30 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
+def _connections(preprocessing: Preprocessing, path: Path) -> Read:
+    from fedsim.data.sources.kdd99 import connections
+
+    return Read(*connections(path))
+
+
+def _series(preprocessing: Preprocessing, path: Path) -> Read:
+    from fedsim.data.sources.nab import series
+
+    return Read(*series(path, preprocessing.shape[0]))
+
+
+def _hours(preprocessing: Preprocessing, path: Path) -> Read:
+    from fedsim.data.sources.air_quality import new_windows
+
+    return Read(*new_windows(path, preprocessing.stored))
+
+
+def _pairs(preprocessing: Preprocessing, path: Path) -> Read:
+    from fedsim.data.sources.movietweetings import pairs
+
+    return Read(*pairs(path, preprocessing.stored))
+
+
 _OF_VALUES: Mapping[str, Callable[[Preprocessing, Any], np.ndarray]] = {
     "none": _as_they_are,
     "image": _pixels,
@@ -309,4 +340,8 @@ _OF_FILES: Mapping[str, Callable[[Preprocessing, Path], Read]] = {
     "hashed-words": _lines,
     "image": _images,
     "spectrogram": _recordings,
+    "kdd99": _connections,
+    "windows": _series,
+    "series": _hours,
+    "movietweetings": _pairs,
 }

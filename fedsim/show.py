@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedsim.overview import (
-    HEADLINES,
     Overview,
     Values,
     beside,
     figure,
     headline,
+    judges,
     last_rounds,
     metrics_of,
     moment,
+    named_headline,
     overview,
     personal,
     plain_scenario,
@@ -82,18 +83,18 @@ def show(folder: Path) -> Shown:
     with closing(Records(folder / "run.db")) as records:
         scenario = plain_scenario(folder)
         means = rows_of(records, "SELECT avg(seconds) AS seconds, avg(norm) AS norm FROM clients WHERE " + _TRAINED)[0]
-        seen = overview(folder, records, scenario)
+        seen, judge = overview(folder, records, scenario), named_headline(records.summary(), scenario)
         return Shown(
             overview=seen,
             beside=beside(folder),
             events=[event._asdict() for event in records.events() if event.kind != _FAILED],
-            last_rounds=_last_rounds(records, alone=(seen.metric or "").startswith("personal/")),
+            last_rounds=_last_rounds(records, judge, alone=(seen.metric or "").startswith("personal/")),
             failures=_causes(records),
             recorded=scenario.get("records", {}).get("clients", "all"),
             mean_seconds=means["seconds"],
             mean_norm=means["norm"],
             slowest=rows_of(records, _SLOWEST, SHOWN_CLIENTS),
-            worst=_worst(records),
+            worst=_worst(records, judge),
             largest=rows_of(records, _LARGEST, SHOWN_CLIENTS),
         )
 
@@ -127,27 +128,26 @@ _LARGEST = """
 SELECT client, max(norm) AS norm, round FROM clients WHERE norm IS NOT NULL GROUP BY client ORDER BY 2 DESC, client
 LIMIT ?
 """
-_PERSONAL = ", ".join(f"""json_extract(metrics, '$."personal/{name}"')""" for name in HEADLINES)
-_WORST = f"""
-SELECT client, round, phase, loss, rows, coalesce({_PERSONAL}) AS personal FROM clients
+_WORST = """
+SELECT client, round, phase, loss, rows, coalesce({}) AS personal FROM clients
 WHERE round = ? AND phase = ? AND status = 'ok' AND rows > 0 ORDER BY loss IS NULL DESC, loss DESC, client LIMIT ?
 """
 _FIGURE = re.compile(r"0x[0-9a-f]+|(?<![\w.])[-+]?\d[\d,]*(\.\d+)*(e[-+]?\d+)?(?!\w)", re.IGNORECASE)
 
 
-def _last_rounds(records: Records, *, alone: bool) -> list[Values]:
+def _last_rounds(records: Records, judge: str | None, *, alone: bool) -> list[Values]:
     rounds = last_rounds(records, SHOWN_ROUNDS)[::-1]
     for row in rounds:
         row["metrics"] = metrics_of(records, row["round"])
     measured = {name: value for row in rounds for name, value in row["metrics"].items()}
-    shown = [name for name in _live_metrics(measured, alone=alone) if name in measured]
+    shown = [name for name in _live_metrics(measured, judge, alone=alone) if name in measured]
     return [{**row, "metrics": {name: row["metrics"].get(name) for name in shown}} for row in rounds]
 
 
-def _live_metrics(measured: Mapping[str, float | None], *, alone: bool) -> list[str]:
+def _live_metrics(measured: Mapping[str, float | None], judge: str | None, *, alone: bool) -> list[str]:
     """What judges the global model; of clients' own the mean over clients, and all, where there is no other (alone)."""
-    own, _ = personal("validation", measured)
-    first = own if alone else headline("validation", measured)
+    own, _ = personal("validation", measured, judge)
+    first = own if alone else headline("validation", measured, judge)
     if first is None:
         return [own] if own is not None else []
     place, _, name = first.rpartition("/")
@@ -155,11 +155,13 @@ def _live_metrics(measured: Mapping[str, float | None], *, alone: bool) -> list[
     return list(dict.fromkeys([f"{place}/loss", first, worst, *([own] if own is not None else [])]))
 
 
-def _worst(records: Records) -> list[Values]:
+def _worst(records: Records, judge: str | None) -> list[Values]:
+    paths = [f'$."personal/{name}"' for name in judges(judge)]
+    query = _WORST.format(", ".join(["json_extract(metrics, ?)"] * len(paths)))
     for phase in ("evaluate", "train"):
         last = "SELECT round FROM clients WHERE phase = ? ORDER BY round DESC LIMIT 1"
         for (round,) in records.select(last, phase):
-            return rows_of(records, _WORST, round, phase, SHOWN_CLIENTS)
+            return rows_of(records, query, *paths, round, phase, SHOWN_CLIENTS)
     return []
 
 

@@ -43,7 +43,7 @@ def test_the_table_says_what_was_measured_and_what_was_not() -> None:
     lines = applications.table([told, applications.Application("other", missing="data set 'other': a.csv not found")])
     assert [line.split() for line in lines[1:]] == [
         ["some", "accuracy", "central", "0.750", "-", "0.875", "-"],
-        ["(higher", "is", "better)", "clients", "0.500", "0.625*", "0.250", "-"],
+        ["higher", "is", "better", "clients", "0.500", "0.625*", "0.250", "-"],
         ["other", "left", "out:", "data", "set", "'other':", "a.csv", "not", "found"],
     ]
     assert max(map(len, lines)) <= 80

@@ -19,6 +19,7 @@ from torch import nn
 import fedsim
 from fedsim.errors import DataError, FedsimError, ModelError, RunFolderError, ScenarioError
 from fedsim.handover import opened, predict
+from fedsim.own import Own
 from fedsim.problem import evaluate
 from fedsim.raw_rows import Preprocessing
 from tests import small
@@ -173,6 +174,31 @@ def test_a_client_s_model_has_the_figures_of_the_run(strategy: str, tmp_path: Pa
         assert card["metrics"]["personal/client-test/rows/accuracy"] == result.own_figures[client]
     first, other = (fedsim.load(tmp_path / "run", client).state_dict() for client in (0, 3))
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_client_s_model_is_put_together_by_what_the_run_was_given(tmp_path: Path) -> None:
+    """Its own loss, metric and transform, which are in no file; and raw rows go through that transform."""
+
+    def brighter(x: np.ndarray) -> np.ndarray:
+        return 2 * x
+
+    def off(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (1 - output.softmax(1)[torch.arange(len(target)), target]).square()
+
+    right = fedsim.Metric(
+        "right", lambda output, target: {"right": (output.argmax(1) == target).sum()}, lambda sums: sums["right"].item()
+    )
+    given: dict[str, Any] = {"loss": off, "metrics": [right], "transform": brighter}
+    changes = {"strategy.name": "fedper", "evaluate.min_rows": 1}
+    result = small.run(small.job(changes, own=Own(**given)), tmp_path / "run")
+    with pytest.raises(ScenarioError, match=r"used the loss .*off of a Python program"):
+        fedsim.load(tmp_path / "run", 3)
+    handed = opened(tmp_path / "run", 3, **given)
+    figures = {name.rpartition("/")[2]: value for name, value in handed.card["metrics"].items()}
+    assert figures["accuracy"] == result.own_figures[3]
+    assert figures["right"] == figures["accuracy"] * handed.card["client"]["test_rows"]
+    net = fedsim.load(tmp_path / "run", 3, **given)
+    assert net.preprocessing(np.full((1, 8, 8), 16.0)).max() == 2.0  # type: ignore[operator]
 
 
 def test_a_client_has_a_model_only_where_its_strategy_gives_it_one(

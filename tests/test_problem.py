@@ -28,7 +28,8 @@ def logits(seed: int, *shape: int) -> Tensor:
 
 def test_the_task_decides_the_problem() -> None:
     assert problem_for("classification", ["a", "b"]) == Classification(("a", "b"))
-    assert problem_for("next-token", [str(byte) for byte in range(256)]) == NextToken()
+    names = tuple(str(byte) for byte in range(256))
+    assert problem_for("next-token", names) == NextToken(names)
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(0, 10**6))

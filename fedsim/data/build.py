@@ -28,6 +28,7 @@ def build(
     shares: tuple[float, float, float] = (0.7, 0.15, 0.15),
     min_rows: int = 5,
     fit: Fit | None = None,
+    without: Sequence[int] = (),
 ) -> Federation:
     """Split a corpus over clients; the result depends on the arguments alone.
 
@@ -40,6 +41,7 @@ def build(
         shares: of each client's rows in train, validation and test, adding up to 1.
         min_rows: of a client before its own split. Natural clients with fewer are left out, which is logged.
         fit: where a table's numbers get their scales from; "federated" by default.
+        without: clients that are left out. They keep their numbers, so that the others draw what they drew with them.
 
     Raises:
         DataError: the corpus is not sound.
@@ -52,8 +54,18 @@ def build(
     if partition["kind"] == "natural":
         dealt, names = _large_enough(corpus, dealt, min_rows)
     owned = [rows[positions] for positions in dealt]
-    parts = split.clients(corpus, owned, names, seed, shares)
+    parts = _left(split.clients(corpus, owned, names, seed, shares), without)
     return federate(_ready(corpus, held, parts, names, fit), held, parts, names)
+
+
+def _left(parts: Sequence[dict[Part, np.ndarray]], without: Sequence[int]) -> Sequence[dict[Part, np.ndarray]]:
+    """Every client's rows, and none of those that are left out."""
+    if unknown := [client for client in without if client >= len(parts)]:
+        raise ScenarioError(f"data.without: there is no client {unknown[0]}; they are 0 to {len(parts) - 1}")
+    if without and not any(len(each["train"]) for client, each in enumerate(parts) if client not in without):
+        raise ScenarioError("data.without: nobody is left who has train rows; leave fewer clients out")
+    none = np.zeros(0, dtype=np.int64)
+    return [dict.fromkeys(each, none) if client in without else each for client, each in enumerate(parts)]
 
 
 def _ready(
@@ -68,7 +80,7 @@ def _ready(
         if fit is not None:
             raise ScenarioError(f"data.preprocess: data {corpus.name!r} are no table with columns; leave it out")
         return corpus
-    known, train = bool(corpus.preprocessing["declared"]), [corpus.x[each["train"]] for each in parts]
+    known, train = bool(corpus.preprocessing.get("declared", True)), [corpus.x[each["train"]] for each in parts]
     try:
         if fit == "per-client":
             done = preprocess.per_client(corpus.columns, known, dict(zip(names, train, strict=True)))

@@ -15,23 +15,22 @@ def check(corpus: Corpus) -> None:
     rows = len(corpus)
     if not rows:
         _fail(corpus, "has no rows")
-    columns = {"y": corpus.y, "clients": corpus.clients, "groups": corpus.groups, "own_test": corpus.own_test}
-    for name, column in columns.items():
+    for name in ("y", "clients", "groups", "own_test", "test_units"):
+        column = getattr(corpus, name)
         if column is not None and len(column) != rows:
             _fail(corpus, f"has {rows} rows in x but {len(column)} in {name}")
         if column is not None and name != "y" and column.ndim != 1:
             _fail(corpus, f"has {name} of shape {column.shape}; give one value per row")
-    if not corpus.columns:  # values of a table may be missing until they are made ready
+    if corpus.columns:
+        _check_columns(corpus)
+    else:
         _check_values(corpus, "x", corpus.x)
     _check_values(corpus, "y", corpus.y)
     if corpus.labelled:
         _check_classes(corpus)
     if corpus.vocabulary is not None:
         _check_tokens(corpus, corpus.vocabulary)
-    if corpus.groups is not None and corpus.groups.dtype.kind not in "iuU":
-        _fail(corpus, f"has groups of type {corpus.groups.dtype}; give integers or texts")
-    if corpus.groups is None and corpus.group_name:
-        _fail(corpus, f"names its groups {corpus.group_name!r} but has none; give groups, one per row")
+    _check_units(corpus)
     if corpus.own_test is not None and corpus.own_test.dtype != np.bool_:
         _fail(corpus, f"has own_test of type {corpus.own_test.dtype}; give booleans")
     if corpus.clients is not None:
@@ -50,6 +49,23 @@ def _check_values(corpus: Corpus, name: str, values: np.ndarray) -> None:
         _fail(corpus, f"has a value in row {row} of {name} that is not finite{_owner(corpus, row)}")
 
 
+def _check_columns(corpus: Corpus) -> None:
+    """Raw values of a table, nan where one is missing; categories by their places."""
+    if corpus.x.dtype != np.float64 or corpus.x.shape[1:] != (len(corpus.columns),):
+        wanted = f"float64 [rows, {len(corpus.columns)}], raw values of its columns"
+        _fail(corpus, f"has x of type {corpus.x.dtype} and shape {list(corpus.x.shape)}; give {wanted}")
+    for place, (name, column) in enumerate(corpus.columns.items()):
+        values = corpus.x[:, place]
+        odd = np.isinf(values)
+        if column.categories is not None:
+            with np.errstate(invalid="ignore"):
+                odd |= (values < 0) | (values >= len(column.categories)) | (values % 1 != 0) & ~np.isnan(values)
+        if odd.any():
+            row = int(np.argmax(odd))
+            what = "the place of no category" if column.categories is not None else "no finite number"
+            _fail(corpus, f"has {values[row]:g} in row {row} of column {name!r}, {what}{_owner(corpus, row)}")
+
+
 def _check_classes(corpus: Corpus) -> None:
     if corpus.y.dtype != np.int64:
         _fail(corpus, f"has y of type {corpus.y.dtype}; give one int64 class per row")
@@ -58,6 +74,17 @@ def _check_classes(corpus: Corpus) -> None:
         row, text = int(np.argmax(odd)), f"has classes {corpus.y.min()} to {corpus.y.max()} in y but names "
         where = f"; the first beyond is in row {row}{_owner(corpus, row)}"
         _fail(corpus, f"{text}{len(corpus.classes)}{where}")
+
+
+def _check_units(corpus: Corpus) -> None:
+    """What stays together."""
+    for name, units in {"groups": corpus.groups, "test_units": corpus.test_units}.items():
+        if units is not None and units.dtype.kind not in "iuU":
+            _fail(corpus, f"has {name} of type {units.dtype}; give integers or texts")
+    if corpus.groups is None and corpus.group_name:
+        _fail(corpus, f"names its groups {corpus.group_name!r} but has none; give groups, one per row")
+    if corpus.own_test is None and corpus.test_units is not None:
+        _fail(corpus, "has test_units but no own_test; say which rows are its test set")
 
 
 def _check_tokens(corpus: Corpus, vocabulary: int) -> None:

@@ -39,6 +39,8 @@ class Corpus:
         groups: [N] the person (or other unit) a row belongs to; rows of a group stay in one part.
         group_name: what a group is called, such as "patient_id"; "group" where it is not said.
         own_test: [N] bool, rows of the test set that the corpus itself defines.
+        test_units: [N] the person (or other unit) that a row of the own test set belongs to, where none of them trains:
+            each has all its rows in one of the two central sets. For other rows it says nothing.
         vocabulary: how many tokens there are, where rows are tokens and no bytes.
         columns: of a table whose rows are made ready once they are split: what the columns of x are.
     """
@@ -54,6 +56,7 @@ class Corpus:
     groups: np.ndarray | None = None
     group_name: str = ""
     own_test: np.ndarray | None = None
+    test_units: np.ndarray | None = None
     vocabulary: int | None = None
     columns: "Columns" = field(default_factory=dict)
 

@@ -20,6 +20,11 @@ from fedsim.errors import DataError
 Fit = Literal["constants", "per-client", "federated"]
 EVERYBODY = ""
 """Whose scales are everybody's; a client's own stand under its name."""
+_FAR = 1e-6
+"""A variance of less than so much of the squared mean has lost digits as a difference of sums: they are made once more,
+of distances from the mean."""
+_SAME = 8 * float(np.finfo(np.float64).eps)
+"""Values that differ by less than so much of their mean are all the same."""
 
 
 class Scale(NamedTuple):
@@ -123,47 +128,65 @@ def federated(columns: Mapping[str, Column], known: bool, parts: Iterable[np.nda
 
     Args:
         columns, known: as for `declared`.
-        parts: raw train rows [n, C] of every client, in the clients' order.
+        parts: raw train rows [n, C] of every client, in the clients' order; gone through twice at most.
     """
-    total = sum((statistics(columns, rows) for rows in parts), start=np.zeros((3, len(columns))))
-    return Preparation(
-        fit="federated", declared=known, columns=dict(columns), scales={EVERYBODY: _scales(columns, total)}
-    )
+    scales = {EVERYBODY: _fitted(columns, parts)}
+    return Preparation(fit="federated", declared=known, columns=dict(columns), scales=scales)
 
 
 def per_client(columns: Mapping[str, Column], known: bool, parts: Mapping[str, np.ndarray]) -> Preparation:
     """A scale for every client, of its own train rows; `parts` as for `federated`, by the clients' names."""
-    scales = {name: _scales(columns, statistics(columns, rows)) for name, rows in parts.items()}
+    scales = {name: _fitted(columns, [rows]) for name, rows in parts.items()}
     return Preparation(fit="per-client", declared=known, columns=dict(columns), scales=scales)
 
 
-def statistics(columns: Mapping[str, Column], raw: np.ndarray) -> np.ndarray:
-    """[3, C]: how many values of each column are there, their sum, and that of their squares; clients' add."""
+def statistics(columns: Mapping[str, Column], raw: np.ndarray, about: np.ndarray) -> np.ndarray:
+    """[3, C]: how many values of each column are there, the sum of their distances from `about` [C], and that of the
+    squared ones; clients' add.
+    """
     found = np.zeros((3, len(columns)))
     for place, column in enumerate(columns.values()):
         if column.kind == "number":
             there = _logged(raw[:, place], column)
-            there = there[np.isfinite(there)]
+            there = there[np.isfinite(there)] - about[place]
             with np.errstate(over="ignore"):  # which `_scale` tells
                 found[:, place] = len(there), there.sum(), (there**2).sum()
     return found
 
 
-def _scales(columns: Mapping[str, Column], total: np.ndarray) -> dict[str, Scale]:
-    """Mean and deviation; the schema's constants for what cannot be known: no values, or all the same."""
+def _fitted(columns: Mapping[str, Column], parts: Iterable[np.ndarray]) -> dict[str, Scale]:
+    """Mean and deviation of every number."""
+    counts, means, variances = _moments(columns, parts, np.zeros(len(columns)))
+    with np.errstate(over="ignore", invalid="ignore"):  # which `_scale` tells
+        far = variances < _FAR * means * means
+    if far.any():
+        counts, means, variances = _moments(columns, parts, np.where(far, means, 0.0))
     places = {name: place for place, name in enumerate(columns)}
-    return {name: _scale(name, column, *total[:, places[name]].tolist()) for name, column in _numeric(columns)}
+    return {
+        name: _scale(name, column, *(float(each[places[name]]) for each in (counts, means, variances)))
+        for name, column in _numeric(columns)
+    }
 
 
-def _scale(name: str, column: Column, count: float, total: float, squares: float) -> Scale:
+def _moments(
+    columns: Mapping[str, Column], parts: Iterable[np.ndarray], about: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[C] counts, means and variances of all clients' sums."""
+    total = sum((statistics(columns, rows, about) for rows in parts), start=np.zeros((3, len(columns))))
+    counts = np.maximum(total[0], 1)
+    with np.errstate(over="ignore", invalid="ignore"):  # which `_scale` tells
+        shift = total[1] / counts
+        return total[0], about + shift, total[2] / counts - shift * shift
+
+
+def _scale(name: str, column: Column, count: float, mean: float, variance: float) -> Scale:
+    """The schema's constants for what cannot be known: no values, or all the same."""
     constant = Scale(*column.constants)
     if not count:
         return constant
-    mean = total / count
-    variance = squares / count - mean * mean
     if not math.isfinite(variance):
         raise DataError(f"column {name!r}: values are too large to be standardised; rescale the column")
-    return Scale(mean, math.sqrt(variance) if variance > 1e-12 * max(mean * mean, 1e-200) else constant.std)
+    return Scale(mean, math.sqrt(variance) if variance > max((_SAME * mean) ** 2, 1e-212) else constant.std)
 
 
 def _numeric(columns: Mapping[str, Column]) -> list[tuple[str, Column]]:

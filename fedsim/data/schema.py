@@ -40,8 +40,10 @@ class Column(BaseModel):
         description="of missing values: error; mean; indicator (mean and a feature that says so); drop; a number",
     )
     log: bool = Field(False, description="log(1 + value) is taken of numbers first")
-    mean: float | None = Field(None, description="a constant to subtract, by public knowledge")
-    std: float | None = Field(None, gt=0, description="a constant to divide by, by public knowledge")
+    mean: float | None = Field(
+        None, description="a constant to subtract; of features used where data.preprocess is constants"
+    )
+    std: float | None = Field(None, gt=0, description="a constant to divide by, as mean")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

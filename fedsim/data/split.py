@@ -17,7 +17,8 @@ from fedsim.errors import DataError, ScenarioError
 def central(corpus: Corpus, seed: int, share: float) -> tuple[dict[CentralPart, np.ndarray], np.ndarray]:
     """Hold out the central validation and test set.
 
-    A corpus with a test set of its own has that set halved; any other gives up a share of its rows or groups,
+    A corpus with a test set of its own has that set halved: its units where it names them, half of their number; else
+    its groups or rows, each by its hash. Any other gives up a share of its rows or groups,
     halved alike.
 
     Args:
@@ -37,7 +38,7 @@ def central(corpus: Corpus, seed: int, share: float) -> tuple[dict[CentralPart, 
         validation, held = place < share / 2, place < share
     else:
         _check_groups(corpus, corpus.own_test)
-        validation, held = corpus.own_test & halves(units(corpus), seed), corpus.own_test
+        validation, held = corpus.own_test & _half(corpus, corpus.own_test, seed), corpus.own_test
     rest = np.flatnonzero(~held)
     if not len(rest):
         raise ScenarioError(f"data.split.central = {share}: none of the {len(corpus)} rows is left for clients")
@@ -87,6 +88,18 @@ def clients(
 def halves(keys: np.ndarray, seed: int) -> np.ndarray:
     """[n] bool: which of a test set's rows are for validation, by their keys; the others are for the test."""
     return _fractions(keys, seed, "central") < 0.5
+
+
+def _half(corpus: Corpus, own_test: np.ndarray, seed: int) -> np.ndarray:
+    """[N] bool: which rows of a corpus' own test set are for validation; what it says of other rows counts for nothing.
+
+    Of few units chance might give one of the sets all, so half of their number is taken, those of lowest hash.
+    """
+    if corpus.test_units is None:
+        return halves(units(corpus), seed)
+    distinct = np.unique(corpus.test_units[own_test])
+    order = np.argsort(_fractions(distinct, seed, "central"))
+    return np.isin(corpus.test_units, distinct[order[: len(distinct) // 2]])
 
 
 def units(corpus: Corpus) -> np.ndarray:

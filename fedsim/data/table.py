@@ -1,6 +1,6 @@
 """A table of texts: columns by name, and where each row stands in its file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from csv import Error, reader
 from dataclasses import dataclass
 from io import StringIO
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedsim.data.sources._files import contents
 from fedsim.errors import DataError, ScenarioError
+from fedsim.registry import nearest
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,19 @@ def read(path: Path, delimiter: str = ",", header: Sequence[str] | None = None, 
     if not rows:
         raise DataError(f"{path}: no rows under a header line; the first line must name the columns")
     return Table(path, dict(zip(names, zip(*rows, strict=True), strict=True)), lines)
+
+
+def there(table: Table, names: Iterable[str]) -> Table:
+    """The table's columns of these names.
+
+    Raises:
+        DataError: one is missing.
+    """
+    wanted = list(names)
+    for name in wanted:
+        if name not in table.columns:
+            raise DataError(f"{table.path}: there is no column {name!r}.{nearest(name, table.columns)}")
+    return Table(table.path, {name: table.columns[name] for name in wanted}, table.lines)
 
 
 def _wanted(header: Sequence[str] | None, names: Sequence[str]) -> str:

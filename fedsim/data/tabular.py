@@ -63,6 +63,7 @@ def tabular(
         groups=_groups(sound, group, columns),
         group_name=group or "",
         own_test=_own_test(sound, test, clients),
+        test_units=_owners(sound, columns) if unseen else None,
         columns=shown,
     )
 
@@ -114,6 +115,12 @@ def _groups(tables: Sequence[Table], group: str | None, columns: Columns) -> np.
     return np.array([value for table in tables for value in texts(table, group, columns[group])])
 
 
+def _owners(tables: Sequence[Table], columns: Columns) -> np.ndarray:
+    """[N] whose every row is, as it is called."""
+    column = next(names(columns, "client"))
+    return np.array([value for table in tables for value in texts(table, column, columns[column])])
+
+
 def _clients(
     tables: Sequence[Table], columns: Columns, owners: Sequence[str], unseen: Collection[str]
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -126,7 +133,7 @@ def _clients(
         if not owners:
             return None, ()
         return np.repeat(np.arange(len(tables)), [len(table) for table in tables]), tuple(owners)
-    given = [value for table in tables for value in texts(table, column, columns[column])]
+    given = _owners(tables, columns).tolist()
     ordered = sorted_values(set(given) - set(unseen))
     number = {value: place for place, value in enumerate(ordered)}
     return np.array([number.get(value, -1) for value in given], dtype=np.int64), tuple(ordered)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedsim.data.federation import CentralPart, Federation, Rows
-from fedsim.data.population import Population
+from fedsim.data.population import Population, sound
 from fedsim.errors import DataError, FedsimError, ScenarioError, one_line
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -44,15 +44,25 @@ def of_federation(federation: Federation, transform: Transform, name: str) -> Fe
 
 def of_population(population: Population, transform: Transform, name: str) -> Population:
     """A population with other inputs; arguments and errors as for `of_federation`."""
-    rows, test = population.rows, population.test
+    rows, test, vocabulary = population.rows, population.test, population.vocabulary
+
+    def other(x: np.ndarray) -> np.ndarray:
+        made = _applied(transform, name, x) if len(x) else x
+        _check_tokens(made, vocabulary, name)
+        return made
 
     def others(client: int) -> Rows:
         x, y = rows(client)
-        return Rows(_applied(transform, name, x) if len(x) else x, y)
+        return Rows(other(x), y)
 
-    if test is not None:
-        test = Rows(_applied(transform, name, test.x), test.y)
-    return replace(population, rows=others, test=test, preprocessing={**population.preprocessing, "transform": name})
+    tokens = vocabulary is not None and other(sound(population, int(np.argmax(population.sizes))).x).dtype.kind in "iu"
+    return replace(
+        population,
+        rows=others,
+        test=Rows(other(test.x), test.y) if test is not None else None,
+        vocabulary=vocabulary if tokens else None,
+        preprocessing={**population.preprocessing, "transform": name},
+    )
 
 
 def _check_tokens(x: np.ndarray, vocabulary: int | None, name: str) -> None:

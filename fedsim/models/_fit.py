@@ -37,11 +37,11 @@ def small_embedding(count: int, width: int) -> nn.Embedding:
     return embedding
 
 
-def mean_of_steps(steps: Tensor, x: Tensor) -> Tensor:
-    """[B, W] the mean of [B, L, W] over steps; over those of tokens other than 0 where x [B, L] is tokens."""
+def mean_of_steps(steps: Tensor, x: Tensor, padding: int) -> Tensor:
+    """[B, W] the mean of [B, L, W] over steps; over those of tokens other than `padding` where x [B, L] is tokens."""
     if x.is_floating_point():
         return steps.mean(1)
-    kept = (x != 0).to(steps.dtype)
+    kept = (x != padding).to(steps.dtype)
     return torch.einsum("blw,bl->bw", steps, kept) / kept.sum(1, keepdim=True).clamp(min=1)
 
 

@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ def hugging_face(
     lora: dict[str, Any] | None = None,
     attention_dropout: float | None = None,
     vocabulary: int | None = None,
+    padding: int | None = None,
+    scenario_folder: Path = Path(),
 ) -> nn.Module:
     """A model of transformers for texts (token rows) or images.
 
@@ -89,6 +92,8 @@ def hugging_face(
         attention_dropout: instead of the configuration's; 0.0 under privacy.example, where attention would draw for
             all rows of a batch at once.
         vocabulary: number of different tokens in the data, where it is known.
+        padding: the token that fills rows up, where the data say so; the model's own otherwise.
+        scenario_folder: where `pretrained` is looked for.
 
     Raises:
         ModelError: the model is not there, cannot be built, or does not fit the rows.
@@ -97,8 +102,12 @@ def hugging_face(
     if (pretrained is None) == (config is None):
         raise ModelError("model 'hugging-face': give pretrained or config, one of them")
     chosen = registry.bind(_lora, lora, "model.lora") if lora is not None else None
+    if pretrained is not None and (scenario_folder / pretrained).is_dir():
+        pretrained = str(scenario_folder / pretrained)
     with _quiet(), _failing(pretrained):
         settings = _configuration(transformers, pretrained, revision, config, outputs, task)
+        if padding is not None:
+            settings.pad_token_id = padding
         if attention_dropout is not None:
             _set_attention_dropout(settings, attention_dropout)
         _check_shape(settings, shape, vocabulary, outputs, task)

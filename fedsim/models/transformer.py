@@ -42,12 +42,12 @@ def transformer(
     dropout: float = 0.0,
     patch: int = 4,
     vocabulary: int = 256,
+    padding: int = 0,
 ) -> nn.Module:
     """A Transformer for sequences: causal for the next token, else pooled over places.
 
     Args:
-        shape: of one row: (L,) tokens, (T, F) floats, or (C, H, W) pixels. Token 0 fills up rows and is not attended
-            to where a row has one output.
+        shape: of one row: (L,) tokens, (T, F) floats, or (C, H, W) pixels.
         outputs: values that it gives for every row, or for every place.
         task: "next-token" and "generation" give an output at every place, others one a row.
         preset: "small" (width 64, 2 layers, 4 heads); the keys below replace its sizes.
@@ -57,6 +57,7 @@ def transformer(
         dropout: share of a part's output dropped while training, in [0, 1).
         patch: pixels of the side of the squares that an image is cut into.
         vocabulary: number of different tokens; 256 for bytes.
+        padding: the token that fills rows up, and is not attended to where a row has one output.
 
     Raises:
         ModelError: rows are no sequences, or a size is impossible.
@@ -77,14 +78,14 @@ def transformer(
     else:
         places = shape[0]
         embed = small_embedding(vocabulary, sizes.width) if features is None else nn.Linear(features, sizes.width)
-    return Transformer(embed, places, sizes, outputs, dropout, causal=task in PREDICTS_NEXT)
+    return Transformer(embed, places, sizes, outputs, dropout, padding, causal=task in PREDICTS_NEXT)
 
 
 class Transformer(nn.Module):
     """Sequences [B, L] or [B, T, F] or images [B, C, H, W] to logits [B, L, outputs] (causal), or [B, outputs]."""
 
     def __init__(
-        self, embed: nn.Module, length: int, sizes: Sizes, outputs: int, dropout: float, *, causal: bool
+        self, embed: nn.Module, length: int, sizes: Sizes, outputs: int, dropout: float, padding: int, *, causal: bool
     ) -> None:
         super().__init__()
         self.embed = embed
@@ -92,7 +93,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(sizes.width, sizes.heads, dropout, causal) for _ in range(sizes.layers))
         self.norm = nn.LayerNorm(sizes.width)
         self.head = nn.Linear(sizes.width, outputs)
-        self.causal = causal
+        self.padding, self.causal = padding, causal
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees: [B, L, width], or its mean over places [B, width]."""
@@ -100,11 +101,11 @@ class Transformer(nn.Module):
         # Positions are looked up once per example: per-example gradients need the batch axis.
         places = torch.arange(given.shape[1], device=x.device).expand(x.shape[0], -1)
         stream = given + self.positions(places)
-        seen = None if self.causal or x.is_floating_point() else (x != 0)[:, None, None]  # [B, 1, 1, L]
+        seen = None if self.causal or x.is_floating_point() else (x != self.padding)[:, None, None]  # [B, 1, 1, L]
         for block in self.blocks:
             stream = block(stream, seen)
         normed: Tensor = self.norm(stream)
-        return normed if self.causal else mean_of_steps(normed, x)
+        return normed if self.causal else mean_of_steps(normed, x, self.padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, L, outputs], or [B, outputs]."""

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedsim.errors import DataError, ModelError
 from fedsim.metrics import Statistics
-from fedsim.problem import Problem, floats_or_whole, one_tensor, ratio, same_shape, sum_of, tensor
+from fedsim.problem import Answer, Problem, floats_or_whole, one_tensor, ratio, same_shape, sum_of, tensor
 
 
 def classification(classes: tuple[str, ...]) -> Problem:
@@ -92,6 +92,12 @@ class Classification:
     def metric_names(self) -> list[str]:
         """See `Problem`."""
         return ["loss", "accuracy", "macro-f1", *(f"recall/{name}" for name in self.classes)]
+
+    def answer(self, x: Tensor, output: Tensor) -> Answer:
+        """The likeliest class, and the probability of each."""
+        odds = output.softmax(1)
+        rows = [[self.classes[best], *each] for best, each in zip(odds.argmax(1).tolist(), odds.tolist(), strict=True)]
+        return Answer(["prediction", *(f"p({name})" for name in self.classes)], rows)
 
     def check(self, output: object, targets: Tensor, name: str = "the model") -> None:
         """See `Problem`."""

@@ -6,9 +6,9 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from fedsim.errors import DataError
+from fedsim.errors import DataError, ModelError
 from fedsim.metrics import Statistics
-from fedsim.problem import Problem, floats_or_whole, one_tensor, ratio, same_shape, sum_of, tensor
+from fedsim.problem import Answer, Problem, floats_or_whole, one_tensor, ratio, same_shape, sum_of, tensor
 
 
 def control() -> Problem:
@@ -73,6 +73,10 @@ class Control:
     def metric_names(self) -> list[str]:
         """See `Problem`."""
         return ["loss", "return"]
+
+    def answer(self, x: Tensor, output: Tensor) -> Answer:
+        """None: a policy acts in its environment."""
+        raise ModelError("a policy answers its environment step by step, not rows; load it with fedsim.load")
 
     def check(self, output: object, targets: Tensor, name: str = "the model") -> None:
         """See `Problem`."""

@@ -15,16 +15,16 @@ from fedsim.data.corpus import BYTES
 from fedsim.errors import DataError
 from fedsim.extras import needed
 from fedsim.metrics import Statistics
-from fedsim.problem import Problem, ratio
+from fedsim.problem import Answer, Problem, ratio
 from fedsim.tasks.next_token import NextToken
 
 _ORDERS = 4
 """BLEU counts runs of 1 to 4 words."""
 
 
-def generation() -> Problem:
-    """Learn the next byte, and write."""
-    return Generation()
+def generation(classes: tuple[str, ...]) -> Problem:
+    """Learn the next byte, and write; `classes` is what people call each."""
+    return Generation(NextToken(classes))
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,10 @@ class Generation:
     def metric_names(self) -> list[str]:
         """See `Problem`."""
         return [*self.text.metric_names(), "bleu", "rouge-l"]
+
+    def answer(self, x: Tensor, output: Tensor) -> Answer:
+        """See `NextToken`."""
+        return self.text.answer(x, output)
 
     def check(self, output: object, targets: Tensor, name: str = "the model") -> None:
         """See `Problem`."""

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fedsim.errors import DataError
 from fedsim.metrics import Statistics
-from fedsim.problem import Problem, floats_or_whole, one_tensor, ratio, same_shape, sum_of, tensor
+from fedsim.problem import Answer, Problem, floats_or_whole, one_tensor, ratio, same_shape, sum_of, tensor
 
 
 def multi_label(classes: tuple[str, ...]) -> Problem:
@@ -100,6 +100,13 @@ class MultiLabel:
     def metric_names(self) -> list[str]:
         """See `Problem`."""
         return ["loss", "micro-f1", "macro-f1", "exact-match"]
+
+    def answer(self, x: Tensor, output: Tensor) -> Answer:
+        """The labels that are likelier than not, and the probability of each."""
+        odds = output.sigmoid().tolist()
+        found = [[name for name, odd in zip(self.classes, each, strict=True) if odd > 0.5] for each in odds]
+        rows = [["|".join(names), *each] for names, each in zip(found, odds, strict=True)]
+        return Answer(["prediction", *(f"p({name})" for name in self.classes)], rows)
 
     def check(self, output: object, targets: Tensor, name: str = "the model") -> None:
         """See `Problem`."""

@@ -11,12 +11,12 @@ from torch.nn import functional
 from fedsim.data.corpus import BYTES
 from fedsim.errors import DataError
 from fedsim.metrics import Statistics
-from fedsim.problem import Problem, floats_or_whole, one_tensor, ratio, same_shape, sum_of, tensor
+from fedsim.problem import Answer, Problem, floats_or_whole, one_tensor, ratio, same_shape, sum_of, tensor
 
 
-def next_token() -> Problem:
-    """Predict the next byte."""
-    return NextToken()
+def next_token(classes: tuple[str, ...]) -> Problem:
+    """Predict the next byte; `classes` is what people call each."""
+    return NextToken(classes)
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class NextToken:
     (sum over bytes).
     """
 
+    classes: tuple[str, ...] = ()
     headline: ClassVar[str] = "bits-per-character"
     lower: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity", "bits-per-character"})
     outputs: ClassVar[int] = BYTES
@@ -89,6 +90,14 @@ class NextToken:
     def metric_names(self) -> list[str]:
         """See `Problem`."""
         return ["loss", "accuracy", "perplexity", "bits-per-character"]
+
+    def answer(self, x: Tensor, output: Tensor) -> Answer:
+        """The likeliest byte after a text, and its probability."""
+        odds = output[:, -1].softmax(1)
+        best, likely = odds.argmax(1).tolist(), odds.max(1).values.tolist()
+        names = self.classes or tuple(map(str, range(BYTES)))
+        rows = [[names[byte], odd] for byte, odd in zip(best, likely, strict=True)]
+        return Answer(["next", "probability"], rows)
 
     def check(self, output: object, targets: Tensor, name: str = "the model") -> None:
         """See `Problem`."""

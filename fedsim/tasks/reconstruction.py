@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import DataError
 from fedsim.metrics import Statistics
-from fedsim.problem import Problem, floats_or_whole, one_tensor, ratio, same_shape, sum_of, tensor
+from fedsim.problem import Answer, Problem, floats_or_whole, one_tensor, ratio, same_shape, sum_of, tensor
 
 BINS = 1024
 DECADES = 8
@@ -70,7 +70,7 @@ class Reconstruction:
 
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         """[B] scores, 0 of anomalous rows."""
-        return self.scores(output, targets) * (1 - targets[:, -1])
+        return self.scores(output, targets).masked_fill(targets[:, -1] > 0, 0.0)
 
     def mean_loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """See `Problem`."""
@@ -114,6 +114,11 @@ class Reconstruction:
     def metric_names(self) -> list[str]:
         """See `Problem`."""
         return ["loss", "auc"]
+
+    def answer(self, x: Tensor, output: Tensor) -> Answer:
+        """Each row's mean squared error: the larger, the less it is like what the model has seen."""
+        scores = (output.flatten(1) - x.flatten(1).double()).square().mean(1)
+        return Answer(["score"], [[score] for score in scores.tolist()])
 
     def check(self, output: object, targets: Tensor, name: str = "the model") -> None:
         """See `Problem`."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fedsim.errors import DataError, ModelError
 from fedsim.metrics import Statistics
-from fedsim.problem import Problem, floats_or_whole, one_tensor, ratio, sum_of, tensor
+from fedsim.problem import Answer, Problem, floats_or_whole, one_tensor, ratio, sum_of, tensor
 
 
 def regression(targets: tuple[int, ...], target: Mapping[str, Any]) -> Problem:
@@ -21,7 +21,8 @@ def regression(targets: tuple[int, ...], target: Mapping[str, Any]) -> Problem:
     Args:
         targets: shape of a row's target: () for one number, (T,) for several.
         target: what the data declare of it, all optional: "mean" and "std", by which a model's outputs are scaled, and
-            "range", outside which no prediction lies. Each is one value (a pair for "range") or one for each of the T.
+            "range", outside which no prediction lies, each one value (a pair for "range") or one for each of the T; and
+            "names".
 
     Raises:
         DataError: a target has another shape, or what is declared of it does not fit.
@@ -48,6 +49,7 @@ class Regression:
     std: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    names: tuple[str, ...] = ()
     headline: ClassVar[str] = "rmse"
     lower: ClassVar[frozenset[str]] = frozenset({"loss", "rmse", "mae", "mse"})
 
@@ -65,7 +67,7 @@ class Regression:
             raise DataError("target std: should be above 0 and finite")
         if not all(pair[0] < pair[1] for pair in zip(low, high, strict=True)):
             raise DataError("target range: should be [least, greatest]")
-        return cls(count, mean, std, low, high)
+        return cls(count, mean, std, low, high, tuple(target.get("names", ())))
 
     def check_rows(self, x: np.ndarray, y: np.ndarray) -> None:
         """See `Problem`."""
@@ -145,6 +147,14 @@ class Regression:
     def metric_names(self) -> list[str]:
         """See `Problem`."""
         return ["loss", "rmse", "mae", "mse", "r2"]
+
+    def answer(self, x: Tensor, output: Tensor) -> Answer:
+        """Numbers in the data's units, inside their declared range."""
+        names = list(self.names)
+        if len(names) != self.outputs:
+            several = [f"prediction-{place}" for place in range(1, self.outputs + 1)]
+            names = several if self.outputs > 1 else ["prediction"]
+        return Answer(names, self.predictions(output).tolist())
 
     def check(self, output: object, targets: Tensor, name: str = "the model") -> None:
         """See `Problem`."""

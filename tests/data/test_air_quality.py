@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 import math
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fedsim.data.check import check
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.data.sources.air_quality import air_quality
 from fedsim.errors import DataError, ScenarioError
+from fedsim.raw_rows import Preprocessing, Read
 
 STATIONS = ["Aotizhongxin", "Shunyi"]
 WINDS = ["N", "NNE", "NE", "ENE", "E", "ESE", "SE", "SSE", "S", "SSW", "SW", "WSW", "W", "WNW", "NW", "NNW"]
@@ -119,3 +121,60 @@ def test_a_damaged_table_is_named(data: bytes, message: str, tmp_path: Path) -> 
     (tmp_path / "air-quality" / FILE.format(STATIONS[0])).write_bytes(data)
     with pytest.raises(DataError, match=rf"Aotizhongxin_20130301-20170228\.csv\.gz: {message}"):
         load(tmp_path, stations=STATIONS[:1])
+
+
+# --- New hours
+
+
+def new_rows(corpus: Corpus, path: Path) -> Read:
+    """Rows of a file for a model that was trained on a corpus, whose preprocessing went through its card."""
+    stored = json.loads(json.dumps(corpus.preprocessing))
+    return Preprocessing(stored, corpus.x.shape[1:], False, None, corpus.task).read(path)
+
+
+@pytest.fixture(scope="module")
+def month(data_dir: Path) -> list[list[str]]:
+    """The header and the first 1,000 hours of a station, in fields."""
+    with gzip.open(data_dir / "air-quality" / FILE.format(STATIONS[0]), "rt") as file:
+        return [row for row, _ in zip(csv.reader(file), range(1001), strict=False)]
+
+
+def written(path: Path, rows: list[list[str]]) -> Path:
+    path.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    return path
+
+
+def test_new_hours_are_made_ready_as_those_of_training(corpus: Corpus, month: list[list[str]], tmp_path: Path) -> None:
+    """Every window of training in these hours is there to the bit, and a row is called by the line of its last hour."""
+    order = [*reversed(range(len(month[0])))]  # columns are found by name
+    read = new_rows(corpus, written(tmp_path / "new.csv", [[row[place] for place in order] for row in month]))
+    rows = {line: np.asarray(read.x)[place].tobytes() for place, line in enumerate(read.names)}
+    own = corpus.x[corpus.clients == 0][:40]
+    found = [line for line in range(25, 1002, 11) if rows.get(line) in {window.tobytes() for window in own}]
+    assert len(found) == 40
+    hour = np.array([int(month[line - 1][4]) for line in read.names if isinstance(line, int)])
+    np.testing.assert_allclose(np.asarray(read.x)[:, -1, 13], np.sin(2 * np.pi * hour / 24), atol=1e-6)
+
+
+def test_windows_with_a_long_gap_are_left_out(corpus: Corpus, month: list[list[str]], tmp_path: Path) -> None:
+    rows = month[:41]
+    whole = new_rows(corpus, written(tmp_path / "new.csv", rows))
+    assert list(whole.names) == list(range(25, 42))
+    for gap, left in ((6, range(25, 42)), (7, range(25, 40))):
+        lacking = [*rows[: -gap - 1], *([*row[:5], "NA", *row[6:]] for row in rows[-gap - 1 : -1]), rows[-1]]
+        assert list(new_rows(corpus, written(tmp_path / "new.csv", lacking)).names) == list(left)
+
+
+def test_what_is_no_table_of_hours_is_named(corpus: Corpus, month: list[list[str]], tmp_path: Path) -> None:
+    header, rows = month[0], month[1:60]
+    cases = {
+        "there is no column 'TEMP'": [[name.replace("TEMP", "T") for name in header], *rows],
+        "line 12: is not one hour after the line before": [header, *rows[:10], *rows[11:]],
+        "line 3: column 'wd' is 'UP', none of N, NNE": [header, rows[0], [*rows[1][:15], "UP", *rows[1][16:]]],
+        "line 2: column 'PM10' is 'much', no finite number": [header, [*rows[0][:6], "much", *rows[0][7:]]],
+        "line 2: column 'month' is 13, outside 1 to 12": [header, [rows[0][0], rows[0][1], "13", *rows[0][3:]]],
+        "nowhere are 24 hours without a longer gap": [header, *rows[:20]],
+    }
+    for message, lines in cases.items():
+        with pytest.raises(DataError, match=message):
+            new_rows(corpus, written(tmp_path / "new.csv", lines))

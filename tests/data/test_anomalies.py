@@ -21,6 +21,7 @@ from fedsim.data.sources.kdd99 import kdd99
 from fedsim.data.sources.movietweetings import movietweetings
 from fedsim.data.sources.nab import nab
 from fedsim.errors import DataError, ScenarioError
+from fedsim.raw_rows import Preprocessing, Read
 from fedsim.tasks.reconstruction import Reconstruction
 
 DATA = os.environ.get("FEDSIM_DATA", "")
@@ -187,3 +188,99 @@ def test_the_most_active_users_rate_films_of_the_catalogue() -> None:
 def test_more_users_than_there_are_is_refused() -> None:
     with pytest.raises(ScenarioError, match=r"data.users = 20,000: there are 16,554; lower it"):
         movietweetings(FOLDERS, users=20_000)
+
+
+# --- New rows of them
+
+
+def new_rows(corpus: Corpus, path: Path) -> Read:
+    """Rows of a file for a model that was trained on a corpus, whose preprocessing went through its card."""
+    stored = json.loads(json.dumps(corpus.preprocessing))
+    whole = corpus.x.dtype.kind in "iu"
+    return Preprocessing(stored, corpus.x.shape[1:], whole, corpus.vocabulary, corpus.task).read(path)
+
+
+def test_new_connections_are_made_ready_as_those_of_training(connections: Corpus, tmp_path: Path) -> None:
+    """With their labels, or without, since nobody knows those of new ones."""
+    text = gzip.decompress(Path(DATA, "kdd99/kddcup.data_10_percent.gz").read_bytes()).decode()
+    lines = list(dict.fromkeys(line for line in text.split("\n") if ",http," in line and line.endswith("normal.")))[:40]
+    (tmp_path / "new.txt").write_text("\n".join([*lines[:20], *(line.rpartition(",")[0] for line in lines[20:])]))
+    assert connections.clients is not None
+    known = connections.x[connections.clients == list(connections.client_names).index("http")][:40]
+    read = new_rows(connections, tmp_path / "new.txt")
+    assert np.array_equal(read.x, known) and read.names == list(range(1, 41))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0,tcp,http,SF,1,2", r"line 2: 6 values; give the 41 of a connection, with its label or without"),
+        (f"0,tpc,http,SF,{'0,' * 36}0", r"line 2: protocol 'tpc' is none of icmp, tcp, udp"),
+        (f"0,tcp,http,sf,{'0,' * 36}0", r"line 2: flag 'sf' is none of OTH, REJ"),
+        (f"0,tcp,http,SF,-1,{'0,' * 35}0", r"line 2: src_bytes is '-1'; give a finite number from 0 on"),
+        (f"0,tcp,http,SF,0,nan,{'0,' * 34}0", r"line 2: dst_bytes is 'nan'; give a finite number"),
+        ("", r"line 2: 1 values"),
+    ],
+)
+def test_what_is_no_connection_is_named(line: str, message: str, connections: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_text(f"0,tcp,http,SF,{'0,' * 36}0,normal.\n{line}\n0,")
+    with pytest.raises(DataError, match=message):
+        new_rows(connections, tmp_path / "new.txt")
+    (tmp_path / "none.txt").write_text("")
+    with pytest.raises(DataError, match="is empty; write one connection a line"):
+        new_rows(connections, tmp_path / "none.txt")
+
+
+def test_a_new_series_is_cut_into_windows_as_those_of_training(windows: Corpus, tmp_path: Path) -> None:
+    """At every point, where training took every fourth; a row is called by the line of its last point."""
+    name = "realKnownCause/nyc_taxi"
+    with ZipFile(BytesIO(Path(DATA, "nab/nab.zip").read_bytes())) as archive:
+        (tmp_path / "taxi.csv").write_bytes(archive.read(f"data/{name}.csv"))
+    points = len((tmp_path / "taxi.csv").read_text().splitlines()) - 1
+    start = int(0.15 * points)
+    read = new_rows(windows, tmp_path / "taxi.csv")
+    assert len(read.x) == points - start - 31
+    assert list(read.names) == list(range(start + 33, points + 2))  # under the header's line
+    known = windows.x[np.asarray(windows.clients) == list(windows.client_names).index(name)]
+    places = [place for place in range(0, points - start - 31, 4) if place // 256 == (place + 31) // 256]
+    assert np.array_equal(np.asarray(read.x)[places], known)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("time,valu\n1,2\n", r"there is no column 'value'. Did you mean valu\?"),
+        ("time,value\n1,2\n2,high\n", "line 3: column 'value' is 'high', no finite number"),
+        ("value\n" + "1\n" * 36, "36 points are too few; the first 15 % scale the rest, of which a window has 32"),
+    ],
+)
+def test_what_is_no_series_is_named(text: str, message: str, windows: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        new_rows(windows, tmp_path / "new.csv")
+
+
+def test_new_pairs_of_user_and_film_are_the_tokens_of_training(tmp_path: Path) -> None:
+    corpus = movietweetings(FOLDERS, users=100)
+    films = [line.split("::")[0] for line in Path(DATA, "movietweetings/movies.dat").read_text().splitlines()]
+    rows = corpus.x[::500]
+    lines = [f"{films[film - 100]},{user}" for user, film in rows]
+    (tmp_path / "new.csv").write_text("\n".join(["film,user", *lines]))
+    with pytest.raises(DataError, match=r"movies\.dat: is not there; put the catalogue"):
+        new_rows(corpus, tmp_path / "new.csv")
+    (tmp_path / "movies.dat").write_bytes(Path(DATA, "movietweetings/movies.dat").read_bytes())
+    read = new_rows(corpus, tmp_path / "new.csv")
+    assert np.array_equal(read.x, rows) and list(read.names) == list(range(2, len(rows) + 2))
+    for line, message in (
+        (f"{films[0]},100", "user '100' is no client's number, 0 to 99"),
+        ("1,1", "film '1' is not in"),
+    ):
+        (tmp_path / "new.csv").write_text(f"film,user\n{films[0]},1\n{line}\n")
+        with pytest.raises(DataError, match=f"line 3: {message}"):
+            new_rows(corpus, tmp_path / "new.csv")
+
+
+def test_rows_of_a_kind_that_is_only_called_so_are_refused(windows: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text("value\n1\n")
+    with pytest.raises(DataError, match=r"how rows of kind 'series' were made was not kept; give an \.npz"):
+        Preprocessing({"kind": "series"}, (32,), False, None, "regression").read(tmp_path / "new.csv")

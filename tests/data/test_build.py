@@ -110,6 +110,8 @@ OWNED: dict[str, Any] = {"clients": np.ones(1797, dtype=int), "client_names": ("
         ({"groups": np.zeros(1797)}, "groups of type float64"),
         ({"group_name": "person"}, "names its groups 'person' but has none"),
         ({"own_test": np.zeros(1797, dtype=int)}, "own_test of type int64"),
+        ({"test_units": np.zeros(1797, dtype=int)}, "has test_units but no own_test; say which rows"),
+        ({"test_units": np.zeros(1797)}, "has test_units of type float64"),
     ],
 )
 def test_an_unsound_corpus_is_refused(corpus: Corpus, changes: dict[str, Any], message: str) -> None:

@@ -84,6 +84,26 @@ def test_another_vocabulary_has_another_digest(folder: Path) -> None:
     assert read(folder).preprocessing["vocabulary_sha256"] != first
 
 
+def test_a_tokenizer_is_that_of_the_revision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a repository of the hub that was asked before: two commits, whose words have another order."""
+    cache = folder / "cache/models--me--words"
+    for branch, words in (("main", WORDS), ("second", WORDS[:4] + WORDS[:3:-1])):
+        (folder / "vocabulary.txt").write_text("\n".join(words))
+        commit = branch.encode().hex().ljust(40, "0")
+        BertTokenizer(vocab=str(folder / "vocabulary.txt")).save_pretrained(cache / "snapshots" / commit)
+        (cache / "snapshots" / commit / "config.json").write_text('{"model_type": "bert"}')
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / branch).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(folder / "cache"))
+    first, second = (read(folder, tokenizer="me/words", tokenizer_revision=each) for each in ("main", "second"))
+    good, bad = WORDS.index("good"), WORDS.index("bad")
+    assert first.x[0].tolist() == [2, good, 6, 3, 0, 0] and second.x[1].tolist() == [2, len(WORDS) - 2, 5, 3, 0, 0]
+    assert second.preprocessing["tokenizer_revision"] == "second" and bad != good
+    with pytest.raises(DataError, match="is no folder of a tokenizer and not in the cache"):
+        read(folder, tokenizer="me/words", tokenizer_revision="third")
+
+
 def pictures(folder: Path, sizes: list[tuple[int, int]]) -> None:
     images = [Image.new("RGB", (width, height), (255, 0, 51)) for height, width in sizes]
     columns = {"image": images, "label": [0] * len(images)}

@@ -12,13 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from torch import nn
 
 from fedsim import registry
 from fedsim.data.corpus import Folders
 from fedsim.data.federation import CentralPart, Federation, Part, Rows
 from fedsim.data.population import Population, spread
+from fedsim.data.schema import Column
 from fedsim.data.sources.synthetic import synthetic
-from fedsim.errors import DataError, ScenarioError
+from fedsim.data.transform import of_population
+from fedsim.errors import DataError, ModelError, ScenarioError
+from fedsim.federating import federate
+from tests import small
 
 NOWHERE = Folders((), Path())
 
@@ -155,6 +160,124 @@ def test_settings_that_a_population_cannot_meet(
         federation(population, **settings)
 
 
+# --- tables and tokens
+
+
+COLUMNS = {
+    "age": Column(kind="number", range=(0, 120)),
+    "dose": Column(kind="number", missing=["?"], rule="indicator"),
+    "sex": Column(kind="category", categories=["f", "m"]),
+}
+
+
+def patients(clients: int = 40, **more: Any) -> Population:
+    """Raw values of 12 patients each, of which some have no dose."""
+
+    def rows(client: int) -> Rows:
+        draws = np.random.default_rng(client)
+        age, dose, sex = draws.uniform(1, 99, 12), draws.normal(1e9, 2, 12), draws.integers(0, 2, 12)
+        dose[draws.random(12) < 0.3] = np.nan
+        return Rows(np.stack([age, dose, sex], axis=1), (age > 50).astype(np.int64))
+
+    given = {"columns": COLUMNS, "test": rows(10_000), **more}
+    return Population("patients", "classification", np.full(clients, 12), rows, ("no", "yes"), **given)
+
+
+def of_scenario(population: Population, **changes: Any) -> Federation:
+    """As a scenario has it, which makes a table ready."""
+    keys = {"data": {"partition": {"kind": "natural"}, "split": {"central": 0.0}, "name": "population"}, **changes}
+    return federate(small.scenario(keys), NOWHERE, lambda: population)
+
+
+def test_a_tables_scales_are_those_of_all_train_rows_and_no_others() -> None:
+    """Whatever lies in held-out rows; and the same in a worker, to whom the rows do not travel."""
+    made = of_scenario(patients())
+    train = np.concatenate([made.rows(client, "train").x for client in range(40)])
+    held = np.concatenate([made.rows(client, part).x for client in range(40) for part in get_args(Part)[1:]])
+    there = train[:, 2] == 0
+    for column in (train[:, 0], train[there, 1]):
+        np.testing.assert_allclose([column.mean(), column.std()], [0, 1], atol=1e-4)
+    assert not train[~there, 1].any() and 0.5 < there.mean() < 0.9
+    assert np.array_equal(train[:, 3:].sum(axis=1), np.ones(len(train))) and train.dtype == np.float32
+    assert abs(held[:, 0].mean()) > 1e-4  # those of other rows are not 0
+    assert made.preprocessing["fitted_on_rows"] and sum(len(rows.x) for rows in made.central.values()) == 12
+
+
+def test_a_tables_constants_are_the_schemas() -> None:
+    population = patients()
+    made = of_scenario(population, **{"data.preprocess": {"kind": "constants"}})
+    raw, ready = population.rows(3).x, np.concatenate([made.rows(3, part).x for part in get_args(Part)])
+    assert sorted(ready[:, 0].tolist()) == sorted(((raw[:, 0] - 60) / 60).astype(np.float32).tolist())
+    assert not made.preprocessing["fitted_on_rows"]
+    with pytest.raises(
+        ScenarioError, match=r"per-client.*come client by client, and the scales of all of them are not"
+    ):
+        of_scenario(population, **{"data.preprocess": {"kind": "per-client"}})
+    with pytest.raises(ScenarioError, match=r"data\.preprocess: data 'numbered' are no table"):
+        of_scenario(numbered([9] * 4), **{"data.preprocess": {"kind": "constants"}})
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.full((12, 3), 2.0), "client 1' has 2 in row 0 of column 'sex', the place of no category"),
+        (np.full((12, 3), np.inf), "client 1' has inf in row 0 of column 'age', no finite number"),
+        (np.zeros((12, 2)), r"client 1' has x of type float64 and shape \[12, 2\]; give float64 \[rows, 3\]"),
+        (np.zeros((12, 3), np.float32), "client 1' has x of type float32"),
+    ],
+)
+def test_raw_values_that_are_none_are_their_clients_fault(x: np.ndarray, message: str) -> None:
+    sound = patients(200)
+    broken = replace(sound, rows=lambda client: Rows(x, sound.rows(client).y) if client == 1 else sound.rows(client))
+    made = of_scenario(broken, **{"data.preprocess": {"kind": "constants"}})
+    assert len(made.rows(0, "train").x)
+    with pytest.raises(DataError, match=message):
+        made.rows(1, "train")
+
+
+def sentences(vocabulary: int = 30) -> Population:
+    """Texts of 6 tokens, of one class those below 15."""
+
+    def rows(client: int) -> Rows:
+        y = np.arange(20) % 2
+        return Rows(np.random.default_rng(client).integers(1, 15, (20, 6)) + 15 * y[:, None], y)
+
+    return Population("sentences", "classification", np.full(9, 20), rows, ("low", "high"), vocabulary=vocabulary)
+
+
+def test_a_population_of_tokens_is_learned(tmp_path: Path) -> None:
+    data = {"data": {"partition": {"kind": "natural"}, "split": {"central": 0.0}, "name": "population"}}
+    train = {"optimizer": "adam", "learning_rate": 0.05, "batch_size": 8, "epochs": 2}
+    job = small.job({**data, "model": {"name": "lstm", "width": 8}, "rounds": 4, "train": train}, data=sentences)
+    assert job.federation.vocabulary == 30
+    figures = small.run(job, tmp_path / "run").values["metrics"]
+    assert figures["global/client-test/rows/accuracy"] > 0.9
+    with pytest.raises(DataError, match=r"has tokens .* and a vocabulary of 20"):
+        of_scenario(sentences(20)).rows(0, "train")
+
+
+def test_a_model_that_lacks_tokens_fails_before_the_run() -> None:
+    """Not at the client that has the largest."""
+
+    def few(shape: tuple[int, ...], classes: int) -> nn.Module:
+        return nn.Sequential(nn.Embedding(29, 4), nn.Flatten(), nn.Linear(24, classes))
+
+    data = {"data": {"partition": {"kind": "natural"}, "split": {"central": 0.0}, "name": "population"}}
+    with pytest.raises(ModelError, match=r"model 'few' fails on rows \[6\] of int64: IndexError"):
+        small.job(data, data=sentences, model=few)
+
+
+def test_transformed_tokens_are_tokens_no_more() -> None:
+    counts = of_population(
+        sentences(), lambda x: (x[..., None] == np.arange(30)).sum(1).astype(float), "mine.py:counts"
+    )
+    assert counts.vocabulary is None and federation(counts).rows(0, "train").x.shape[1:] == (30,)
+    moved = of_population(sentences(), lambda x: x - 1, "mine.py:moved")
+    assert federation(moved).vocabulary == 30
+    with pytest.raises(DataError, match=r"mine\.py:beyond gives tokens .* of a vocabulary of 30"):
+        of_population(sentences(), lambda x: x + 1, "mine.py:beyond")
+
+
 # --- arrays in a folder
 
 
@@ -188,6 +311,19 @@ def test_a_folder_of_bytes_is_text(tmp_path: Path) -> None:
     population = load(folder(tmp_path, x=windows[:, :-1], y=windows[:, 1:]))
     assert population.task == "next-token" and len(population.classes) == 256
     assert federation(population, shares=(1.0, 0.0, 0.0)).rows(0, "train").y.tolist() == windows[:4, 1:].tolist()
+
+
+def test_a_folder_of_tokens_has_a_vocabulary(tmp_path: Path) -> None:
+    tokens = np.arange(60, dtype=np.uint8).reshape(6, 10)
+    place = folder(tmp_path, x=tokens, test_x=tokens[:2], test_y=np.zeros(2, int))
+    population = load(place, classes=3, vocabulary=60)
+    made = federation(population, shares=(1.0, 0.0, 0.0))
+    assert made.vocabulary == 60 and made.rows(0, "train").x.tolist() == tokens[:4].tolist()
+    assert made.x.dtype.kind == "u" and made.y.dtype == np.int64
+    with pytest.raises(DataError, match="has tokens 0 to 39 and a vocabulary of 39"):
+        federation(load(place, classes=3, vocabulary=39))
+    with pytest.raises(DataError, match=r"x\.npy: has type float64; give integers, the tokens of data\.vocabulary"):
+        load(folder(tmp_path, x=tokens.astype(float)), classes=3, vocabulary=60)
 
 
 def test_test_files_become_the_central_sets(tmp_path: Path) -> None:

@@ -94,6 +94,18 @@ def test_own_test_set_is_halved_and_nothing_else_is_held_out() -> None:
     assert 400 < len(held["test"]) < 600
 
 
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=80), st.integers(0, 10**6))
+def test_a_person_who_never_trains_is_in_one_of_the_central_sets(people: list[int], seed: int) -> None:
+    """Else a round would be chosen by rows of the persons whose figures it then has. Of n persons n // 2 validate."""
+    own, named = np.arange(3 * len(people)) % 3 == 0, np.repeat(people, 3).astype(str)
+    toy = corpus(len(own), own_test=own, test_units=np.where(own, named, "somebody"))
+    held, rest = split.central(toy, seed, 0.2)
+    validation, test = (set(named[held[part]].tolist()) for part in ("validation", "test"))
+    assert rest.tolist() == np.flatnonzero(~own).tolist() and len(rest) + sum(map(len, held.values())) == len(own)
+    assert not validation & test and len(validation) == len(set(people)) // 2
+    assert validation | test == set(map(str, people))
+
+
 def test_a_group_across_the_own_test_set_is_refused() -> None:
     toy = corpus(10, own_test=np.arange(10) >= 5, groups=np.arange(10) % 9)
     with pytest.raises(DataError, match="group 0 has rows inside and outside"):

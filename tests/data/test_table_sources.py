@@ -77,6 +77,8 @@ def test_parkinsons_keeps_some_patients_unseen() -> None:
     assert (len(corpus), len(corpus.client_names)) == (5875, 35)
     assert not {"6", "12", "18", "24", "30", "36", "42"} & set(corpus.client_names)
     assert np.array_equal(corpus.own_test, corpus.clients < 0)
+    assert corpus.test_units is not None
+    assert set(corpus.test_units[corpus.own_test].tolist()) == {"6", "12", "18", "24", "30", "36", "42"}
     assert (round(float(corpus.y.mean()), 2), "motor_UPDRS" in corpus.columns) == (29.02, False)
     motor = load("parkinsons", target="motor", unseen=False)
     assert (round(float(motor.y.mean()), 2), len(motor.client_names), motor.own_test) == (21.30, 42, None)

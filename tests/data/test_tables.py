@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fedsim.data.build import build
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.data.federation import Federation
-from fedsim.data.preprocess import Fit, Preparation
+from fedsim.data.preprocess import Fit, Preparation, federated
 from fedsim.data.schema import Column, columns_of
 from fedsim.data.sources.csv import csv
 from fedsim.data.sources.digits import digits
@@ -149,18 +149,33 @@ def test_what_is_saved_does_it_again_to_the_bit(corpus: Corpus, fit: Fit, tmp_pa
             again.apply(raw, "s9")
 
 
-@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=6, max_size=60), st.integers(1, 5))
-@settings(max_examples=50, deadline=None)
-def test_sums_of_parts_give_the_scale_of_the_whole(numbers: list[float], parts: int) -> None:
-    from fedsim.data.preprocess import federated
-
+@given(
+    st.lists(st.floats(-1e3, 1e3, width=32), min_size=6, max_size=60),
+    st.sampled_from([0.0, 1.0, -5e6, 1e9, 1e12]),
+    st.integers(1, 5),
+)
+@settings(max_examples=100, deadline=None)
+def test_sums_of_parts_give_the_scale_of_the_whole(numbers: list[float], offset: float, parts: int) -> None:
+    """However far from 0 the values lie: a year, a time in seconds, a height in millimetres."""
     column = {"a": Column(kind="number")}
-    whole = np.array(numbers)[:, None]
+    whole = np.array(numbers)[:, None] + offset
     mean, std = federated(column, True, np.array_split(whole, parts)).scales[""]["a"]
-    np.testing.assert_allclose(mean, np.mean(whole), rtol=1e-9, atol=1e-6)
-    expected = np.std(whole)
-    if expected > 1e-3 * abs(np.mean(whole)) and expected > 1e-90:
+    centre = whole[0, 0] + np.mean(whole - whole[0, 0])
+    expected = np.std(whole - whole[0, 0])
+    np.testing.assert_allclose(mean, centre, rtol=1e-12, atol=1e-9)
+    if expected > 1e-13 * abs(centre) and expected > 1e-90:
         np.testing.assert_allclose(std, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e-5, 1e9 + 0.1, 1e300])
+def test_a_column_that_is_always_the_same_has_the_schemas_deviation(value: float) -> None:
+    column = {"a": Column(kind="number", std=3.0)}
+    parts = [np.full((count, 1), value) for count in (7, 11, 101)]
+    if value == 1e300:
+        with pytest.raises(DataError, match="too large to be standardised"):
+            federated(column, True, parts)
+        return
+    assert federated(column, True, parts).scales[""]["a"] == pytest.approx((value, 3.0), rel=1e-15)
 
 
 def test_what_is_missing_follows_its_rule(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ CASES: list[tuple[str, tuple[int, ...], int, str, dict[str, Any]]] = [
     ("lstm", (12,), 3, "classification", {"width": 16}),
     ("lstm", (9, 5), 3, "classification", {"width": 16, "layers": 1}),
     ("lstm", (2, 6, 5), 3, "classification", {"width": 16, "layers": 1}),
+    ("lstm", (9, 5), 3, "classification", {"width": 16, "layers": 1, "pool": "last"}),
     ("transformer", (12,), 256, "next-token", {"width": 16}),
     ("transformer", (12,), 3, "classification", {"width": 16}),
     ("transformer", (9, 5), 3, "classification", {"width": 16, "dropout": 0.1}),
@@ -111,18 +112,19 @@ def test_classes_depend_on_every_byte_and_on_their_order(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["lstm", "transformer"])
 @pytest.mark.parametrize("length", [1, 4, 9])
-def test_what_fills_a_row_up_changes_no_class(name: str, length: int) -> None:
-    """A text of 9 tokens gives what its first ones alone give, whatever the row is filled up to with 0. It does in
-    float64 to rounding, in a batch with a row that is full, and as much in gradients as in logits."""
-    module = build(name, (9,), 3, "classification", {"width": 16}).double()
-    full = torch.randint(1, 256, (2, 9), generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("padding", [0, 2])
+def test_what_fills_a_row_up_changes_no_class(name: str, length: int, padding: int) -> None:
+    """A text of 9 tokens gives what its first ones alone give, whatever the row is filled up to. It does in float64 to
+    rounding, in a batch with a row that is full, and as much in gradients as in logits."""
+    module = build(name, (9,), 3, "classification", {"width": 16, **({"padding": padding} if padding else {})}).double()
+    full = torch.randint(3, 256, (2, 9), generator=torch.Generator().manual_seed(1))
     filled = full.clone()
-    filled[0, length:] = 0
+    filled[0, length:] = padding
     torch.testing.assert_close(module(filled)[:1], module(full[:1, :length]), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(module(filled)[1:], module(full[1:]), rtol=1e-9, atol=1e-12)
     module(filled)[0].square().sum().backward()
     embedding = next(part for part in module.modules() if isinstance(part, nn.Embedding))
-    assert embedding.weight.grad is not None and not embedding.weight.grad[0].any()
+    assert embedding.weight.grad is not None and not embedding.weight.grad[padding].any()
 
 
 @pytest.mark.parametrize("name", ["lstm", "transformer"])
@@ -157,6 +159,18 @@ def test_text_that_is_predicted_has_no_padding() -> None:
     zeros[:, -1] = ones[:, -1] = 7
     with torch.no_grad():
         assert (module(zeros)[:, -1] - module(ones)[:, -1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (2, 6, 5)])
+def test_the_last_step_is_where_the_network_ends(shape: tuple[int, ...]) -> None:
+    """torch gives its hidden state there by itself; the mean over steps is something else."""
+    settings, x = {"width": 16, "layers": 2}, rows("lstm", shape)
+    last: Any = build("lstm", shape, 3, "classification", {**settings, "pool": "last"})
+    mean: Any = build("lstm", shape, 3, "classification", settings)
+    steps = x if len(shape) == 2 else x.transpose(1, 2).flatten(2)
+    _, (hidden, _) = last.lstm(steps)
+    assert torch.equal(last.features(x), hidden[-1])
+    assert not torch.allclose(mean.features(x), hidden[-1], atol=1e-3)
 
 
 def test_an_images_steps_are_its_lines() -> None:
@@ -227,6 +241,13 @@ def test_a_model_survives_the_flat_vector_and_the_wire(
         ("transformer", (1, 8, 6), "classification", {}, "patch = 4 should divide images of 8x6 pixels"),
         ("transformer", (1, 8, 8), "classification", {"patch": 0}, "patch = 0 should be at least 1"),
         ("lstm", (9, 5), "next-token", {}, r"predicts the next of rows \[L\] of bytes, not of rows \[9, 5\]"),
+        (
+            "lstm",
+            (9,),
+            "classification",
+            {"pool": "last"},
+            "pool = .last. is not for tokens, of which the last may only",
+        ),
         ("transformer", (9,), "classification", {"heads": 5}, "width = 64 should be a multiple of heads = 5"),
         ("transformer", (9,), "classification", {"dropout": 1.0}, "dropout = 1.0 should be at least 0 and below 1"),
         ("mlp", (9,), "classification", {"hidden": [8, 0]}, "hidden = 0 should be at least 1"),

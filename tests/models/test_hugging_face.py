@@ -1,12 +1,15 @@
 """Models of transformers, made here without a network: whole, as adapters, in private, from a folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import fedsim
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.errors import FedsimError, ModelError
 from fedsim.job import prepare
@@ -49,7 +52,7 @@ def made(settings: dict[str, Any], known: Known = KNOWN, seed: int = 1) -> Any:
 
 
 def tokens(rows: int = 3) -> torch.Tensor:
-    return torch.randint(1, 40, (rows, 12), generator=torch.Generator().manual_seed(0))
+    return torch.randint(1, 39, (rows, 12), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
@@ -89,6 +92,39 @@ def test_a_pretrained_body_gets_a_head_of_the_datas_size(folder: Path) -> None:
     new = set(after) - same
     assert new == {"model.classifier.weight", "model.classifier.bias"}
     assert module(tokens()).shape == (3, 3)
+
+
+def test_a_folder_is_the_scenarios(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever one stands: in a run, and when its model is loaded."""
+    monkeypatch.chdir(tmp_path)
+    model = {"name": "hugging-face", "pretrained": folder.name}
+    changes = {**CHANGES, "rounds": 1, "train.epochs": 1, "model": model}
+    job = prepare(small.scenario(changes, folder.parent), Folders.of(None, folder.parent), data=sentences)
+    result = small.run(job, tmp_path / "run")
+    assert alike(job.build_model(), made({"pretrained": str(folder)}))
+    loaded, weights = fedsim.load(tmp_path / "run"), load_file(result.folder / "model/best.safetensors")
+    kept = {**dict(loaded.named_buffers()), **loaded.state_dict()}
+    assert all(torch.equal(kept[name], values) for name, values in weights.items())
+    with pytest.raises(ModelError, match="not in the cache of this machine"):
+        made({"pretrained": folder.name})
+
+
+def test_the_data_say_what_fills_rows_up() -> None:
+    """A tokenizer's token for it is told to every family that asks: here 1, as RoBERTa has it."""
+
+    def filled(folders: Folders) -> Corpus:
+        return replace(sentences(folders), preprocessing={"kind": "hugging-face-tokens", "padding": 1})
+
+    known = KNOWN._replace(padding=1)
+    for name, settings in (("lstm", {"width": 8}), ("transformer", {"width": 8}), ("hugging-face", {"config": TINY})):
+        changes = {**CHANGES, "model": {"name": name, **settings}}
+        job = prepare(small.scenario(changes), Folders.of(None, Path()), data=filled)
+        module, told = job.build_model().eval(), make_model(name, settings, known, Path(), 1).eval()
+        x = tokens() + 1
+        longer = torch.cat([x, torch.ones(3, 2, dtype=torch.long)], dim=1)
+        assert torch.equal(module(x), told(x))
+        if name != "transformer":  # which has as many positions as the data
+            assert torch.allclose(module(x), module(longer), atol=1e-6)
 
 
 def test_size_is_known_without_memory(folder: Path) -> None:
@@ -152,8 +188,6 @@ def sentences(folders: Folders) -> Corpus:
 def test_adapters_learn_and_the_rest_stays(tmp_path: Path) -> None:
     job = prepare(small.scenario(CHANGES), Folders.of(None, Path()), data=sentences)
     result = small.run(job, tmp_path / "run")
-    from safetensors.torch import load_file
-
     before, after = job.build_model().state_dict(), load_file(result.folder / "model/last.safetensors")
     moved = {name for name, values in before.items() if not torch.equal(values, after[name])}
     assert moved == {name for name in before if "lora_" in name or "classifier.modules_to_save" in name}

@@ -1,6 +1,7 @@
 """Adult, or Census Income: 48,842 people of the US census of 1994, and whether they earn more than 50,000 dollars.
 
 Kohavi, "Scaling Up the Accuracy of Naive-Bayes Classifiers: a Decision-Tree Hybrid", KDD 1996.
+Licence: CC BY 4.0 (UCI Machine Learning Repository).
 """
 
 from collections.abc import Mapping

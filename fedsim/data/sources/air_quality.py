@@ -2,18 +2,22 @@
 
 Zhang et al., "Cautionary Tales on Air-Quality Improvement in Beijing", Proceedings of the Royal Society A, 2017:
 PM2.5 and ten other quantities every hour from March 2013 to February 2017. The last year is the test set.
+Licence: CC BY 4.0 (UCI Machine Learning Repository).
 """
 
 import gzip
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from fedsim.data.corpus import Corpus, Folders
+from fedsim.data.schema import Column, values
 from fedsim.data.sources._files import contents, verify
+from fedsim.data.table import Table, read, there
 from fedsim.errors import DataError, ScenarioError
 from fedsim.registry import nearest
 
@@ -56,7 +60,10 @@ _QUANTITIES = {
     "RAIN": _Quantity(14, True, 0.0, 0.3),
     "WSPM": _Quantity(16, False, 2.0, 1.2),
 }
+_TIME = {"year": (1900.0, 2999.0), "month": (1.0, 12.0), "day": (1.0, 31.0), "hour": (0.0, 23.0)}  # columns 1 to 4
+_WIDTH = 17
 _WIND, _CARRIED = 15, 6  # the column of the wind's direction; hours over which a missing value is the last one seen
+_TURN = 360 / len(_WINDS)
 _TARGET = {"names": ["PM2.5"], "mean": 80.0, "std": 80.0, "range": [0.0, 1000.0], "unit": "ug/m3"}
 _FIRST_TEST_MONTH = 201603
 
@@ -118,6 +125,53 @@ def air_quality(
     )
 
 
+def new_windows(path: Path, stored: Mapping[str, Any]) -> tuple[np.ndarray, list[int]]:
+    """Every window [n, hours, 15] of a new table that lacks nothing, and the line of its last hour.
+
+    Args:
+        path: CSV with the columns of the published tables, an hour a row in the order of time; others are passed over.
+        stored: `preprocessing` of the corpus that a model was trained on, whose hours and scales are used.
+
+    Raises:
+        DataError: no such table, a value is none, an hour is left out, or no window is whole.
+    """
+    hours = int(stored["hours"])
+    scales = {name: _QUANTITIES[name]._replace(**scale) for name, scale in stored["columns"].items()}
+    names = (*_TIME, *_QUANTITIES, "wd")
+    table = there(read(path), names)
+    absent: dict[str, Any] = {"missing": ["NA"], "rule": "drop"}
+    columns = {
+        **{name: Column(kind="number", range=bounds) for name, bounds in _TIME.items()},
+        **{name: Column(kind="number", log=quantity.log, **absent) for name, quantity in _QUANTITIES.items()},
+        "wd": Column(kind="category", categories=list(_WINDS), **absent),
+    }
+    raw = np.full((len(table), _WIDTH), np.nan)
+    places = [*range(1, 5), *(quantity.column for quantity in _QUANTITIES.values()), _WIND]
+    raw[:, places] = values(table, columns)
+    raw[:, _WIND] *= _TURN
+    _check_hours(table, raw)
+    lacks = np.concatenate([[0], np.cumsum(np.isnan(features := _features(raw, scales)).any(axis=1))])
+    first = np.arange(max(len(table) - hours + 1, 0))
+    first = first[lacks[first + hours] == lacks[first]]
+    if not len(first):
+        raise DataError(f"{path}: nowhere are {hours} hours without a longer gap; give such")
+    return features[first[:, None] + np.arange(hours)].astype(np.float32), [
+        table.lines[row + hours - 1] for row in first
+    ]
+
+
+def _check_hours(table: Table, raw: np.ndarray) -> None:
+    """Refuse a table in which an hour does not follow the one before."""
+    texts = [f"{year:04.0f}-{month:02.0f}-{day:02.0f}T{hour:02.0f}" for _, year, month, day, hour in raw[:, :5]]
+    try:
+        moments = np.array(texts, dtype="datetime64[h]")
+    except ValueError as error:
+        raise DataError(f"{table.path}: there is no such day: {error}") from error
+    if (odd := np.diff(moments) != np.timedelta64(1, "h")).any():
+        line = table.lines[int(np.argmax(odd)) + 1]
+        raise DataError(f"{table.path}, line {line}: is not one hour after the line before; fill hours up with NA")
+
+
 class _Windows(NamedTuple):
     """x [n, hours, 15] and y [n] float32, and the month of each, such as 201303."""
 
@@ -129,7 +183,7 @@ class _Windows(NamedTuple):
 def _windows(table: np.ndarray, hours: int, ahead: int, stride: int) -> _Windows:
     """Of one station's table [hours in all, 17]."""
     month = (100 * table[:, 1] + table[:, 2]).astype(np.int64)
-    features = _features(table)
+    features = _features(table, _QUANTITIES)
     first = np.arange(0, len(table) - hours - ahead + 1, stride)
     target = first + hours - 1 + ahead
     gaps = np.concatenate([[0], np.cumsum(np.isnan(features).any(axis=1))])
@@ -140,14 +194,14 @@ def _windows(table: np.ndarray, hours: int, ahead: int, stride: int) -> _Windows
     return _Windows(x.astype(np.float32), y.astype(np.float32), month[target[kept]])
 
 
-def _features(table: np.ndarray) -> np.ndarray:
+def _features(table: np.ndarray, quantities: Mapping[str, _Quantity]) -> np.ndarray:
     """[hours in all, 15] scaled quantities, wind from the north and east, sine and cosine of the hour."""
     filled = _carried(table)
     scaled = []
-    for quantity in _QUANTITIES.values():
+    for quantity in quantities.values():
         values = filled[:, quantity.column]
         scaled.append(((np.log1p(values) if quantity.log else values) - quantity.mean) / quantity.std)
-    angle, speed = np.radians(filled[:, _WIND]), filled[:, _QUANTITIES["WSPM"].column] / 2
+    angle, speed = np.radians(filled[:, _WIND]), filled[:, quantities["WSPM"].column] / 2
     hour = 2 * np.pi * table[:, 4] / 24
     return np.stack([*scaled, speed * np.cos(angle), speed * np.sin(angle), np.sin(hour), np.cos(hour)], axis=1)
 
@@ -171,7 +225,7 @@ def _table(path: Path, digest: str) -> np.ndarray:
     verify(path, data, digest, "sha256")
     data = data.replace(b",NA", b",nan")
     for number, wind in enumerate(_WINDS):
-        data = data.replace(f',"{wind}",'.encode(), f",{360 / len(_WINDS) * number},".encode())
+        data = data.replace(f',"{wind}",'.encode(), f",{_TURN * number},".encode())
     lines = data.decode("ascii").splitlines()
-    table: np.ndarray = np.loadtxt(lines, delimiter=",", skiprows=1, usecols=range(17))
+    table: np.ndarray = np.loadtxt(lines, delimiter=",", skiprows=1, usecols=range(_WIDTH))
     return table

@@ -14,11 +14,17 @@ from fedsim.errors import DataError
 Classes = Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)]
 
 
-def arrays(folders: Folders, *, path: str, classes: Classes | None = None) -> Population:
+def arrays(
+    folders: Folders,
+    *,
+    path: str,
+    classes: Classes | None = None,
+    vocabulary: Annotated[int, Field(ge=1)] | None = None,
+) -> Population:
     """The population in the files x.npy, y.npy and offsets.npy of a folder.
 
     * x [N, ...] numbers become float32, y [N] are integers from 0 on. When both are uint8 [N, L], they are windows of
-      bytes and their next bytes.
+      bytes and their next bytes. With a vocabulary x [N, L] are integers, each a token.
     * offsets [K + 1] integers: client k has rows offsets[k] to offsets[k + 1]; the first is 0, the last N.
     * test_x and test_y, where they are, hold the rows of the two central sets; these are read whole.
 
@@ -28,21 +34,25 @@ def arrays(folders: Folders, *, path: str, classes: Classes | None = None) -> Po
         folders: `path` is relative to `folders.scenario`.
         path: of the folder.
         classes: how many there are, or their names; not for bytes.
+        vocabulary: how many tokens there are, where rows are tokens and no bytes.
 
     Raises:
         DataError: a file is missing, no sound .npy, or does not fit the others.
     """
     folder = folders.scenario / path
     x, y, offsets = (_mapped(folder / f"{name}.npy") for name in ("x", "y", "offsets"))
-    text = x.dtype == y.dtype == np.uint8 and x.ndim == 2 and x.shape == y.shape
+    text = vocabulary is None and x.dtype == y.dtype == np.uint8 and x.ndim == 2 and x.shape == y.shape
     if not text and classes is None:
         raise DataError(f"{folder}: data.classes is missing; say how many classes y counts, or name them")
     _check(folder, x, y, text)
+    if vocabulary is not None and x.dtype.kind not in "iu":
+        raise DataError(f"{folder / 'x.npy'}: has type {x.dtype}; give integers, the tokens of data.vocabulary")
+    as_it_is = text or vocabulary is not None
     _check_offsets(folder / "offsets.npy", offsets, len(x))
 
     def rows(client: int) -> Rows:
         own = slice(int(offsets[client]), int(offsets[client + 1]))
-        return _typed(x[own], y[own], text)
+        return _typed(x[own], y[own], as_it_is)
 
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes or ())
     return Population(
@@ -52,7 +62,8 @@ def arrays(folders: Folders, *, path: str, classes: Classes | None = None) -> Po
         rows=rows,
         classes=tuple(map(str, range(256))) if text else names,
         preprocessing={"kind": "none"},
-        test=_test(folder, x, text),
+        test=_test(folder, x, as_it_is),
+        vocabulary=vocabulary,
     )
 
 
@@ -68,9 +79,10 @@ def _mapped(path: Path) -> np.ndarray:
     return array
 
 
-def _typed(x: np.ndarray, y: np.ndarray, text: bool) -> Rows:
-    """Rows as models take them; read from the disk now."""
-    return Rows(np.array(x), np.array(y)) if text else Rows(np.array(x, np.float32), np.array(y, np.int64))
+def _typed(x: np.ndarray, y: np.ndarray, as_it_is: bool) -> Rows:
+    """Rows as models take them, x perhaps as it is; read from the disk now."""
+    text = as_it_is and y.ndim == 2
+    return Rows(np.array(x, None if as_it_is else np.float32), np.array(y, None if text else np.int64))
 
 
 def _check(folder: Path, x: np.ndarray, y: np.ndarray, text: bool) -> None:
@@ -89,7 +101,7 @@ def _check_offsets(path: Path, offsets: np.ndarray, rows: int) -> None:
         raise DataError(f"{path}: goes from {offsets[0]} to {offsets[-1]}; it must rise from 0 to the {rows} rows of x")
 
 
-def _test(folder: Path, x: np.ndarray, text: bool) -> Rows | None:
+def _test(folder: Path, x: np.ndarray, as_it_is: bool) -> Rows | None:
     if not (folder / "test_x.npy").exists():
         return None
     test_x, test_y = _mapped(folder / "test_x.npy"), _mapped(folder / "test_y.npy")
@@ -97,4 +109,4 @@ def _test(folder: Path, x: np.ndarray, text: bool) -> Rows | None:
         raise DataError(
             f"{folder}: test_x has shape {test_x.shape} and test_y {test_y.shape}; give rows like those of x"
         )
-    return _typed(test_x, test_y, text)
+    return _typed(test_x, test_y, as_it_is)

@@ -1,6 +1,7 @@
 """What people ask a voice assistant for: 150 intents in ten domains, and each domain is a client.
 
 Larson et al., "An Evaluation Dataset for Intent Classification and Out-of-Scope Prediction", EMNLP 2019.
+Licence: CC BY 3.0.
 """
 
 import json

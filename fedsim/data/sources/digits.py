@@ -1,4 +1,8 @@
-"""Scikit-learn's embedded handwritten digits: 1,797 grey images of 8x8 pixels, ten classes."""
+"""Scikit-learn's embedded handwritten digits: 1,797 grey images of 8x8 pixels, ten classes.
+
+Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository 1998: its test set.
+Licence: CC BY 4.0 (UCI Machine Learning Repository).
+"""
 
 import gzip
 from importlib.util import find_spec

@@ -1,4 +1,9 @@
-"""Fashion-MNIST: 70,000 pieces of clothing of 28x28 pixels, ten classes."""
+"""Fashion-MNIST: 70,000 pieces of clothing of 28x28 pixels, ten classes.
+
+Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", arXiv
+1708.07747, 2017.
+Licence: MIT.
+"""
 
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.data.sources import _idx

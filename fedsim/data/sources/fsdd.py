@@ -1,7 +1,8 @@
 """The Free Spoken Digit Dataset: 3,000 spoken digits of six speakers, each of whom is a client.
 
-Jackson et al., "Free Spoken Digit Dataset", github.com/Jakobovski/free-spoken-digit-dataset: 50 takes of every digit
-by every speaker, 8,000 samples a second. Its own split: takes 0 to 4 are the test set.
+Jackson et al., "Free Spoken Digit Dataset", github.com/Jakobovski/free-spoken-digit-dataset, 2016: 50 takes of every
+digit by every speaker, 8,000 samples a second. Its own split: takes 0 to 4 are the test set.
+Licence: CC BY-SA 4.0.
 """
 
 import io
@@ -59,6 +60,7 @@ def fsdd(folders: Folders, *, unseen: list[str] | None = None) -> Corpus:
         clients=np.array([names.index(speaker) if speaker in names else -1 for _, speaker, *_ in recordings]),
         client_names=names,
         own_test=np.array(held),
+        test_units=np.array([speaker for _, speaker, *_ in recordings]) if unseen else None,
     )
 
 

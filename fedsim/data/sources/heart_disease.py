@@ -3,6 +3,7 @@
 Detrano et al., "International application of a new probability algorithm for the diagnosis of coronary artery disease",
 American Journal of Cardiology 64, 1989. Collected by A. Janosi (Budapest), W. Steinbrunn (Zurich), M. Pfisterer (Basel)
 and R. Detrano (Cleveland, Long Beach).
+Licence: CC BY 4.0 (UCI Machine Learning Repository).
 """
 
 from collections.abc import Mapping, Sequence

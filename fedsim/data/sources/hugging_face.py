@@ -2,6 +2,7 @@
 
 Lhoest et al., "Datasets: A Community Library for Natural Language Processing", EMNLP 2021. flwr-datasets reads the
 same sets; its partitioners are kinds of `data.partition`. Needs `pip install 'fedsim[hf]'`, and the hub the first time.
+Licence: of each set its own, which its card on the hub says.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ def hugging_face(
     text: str | None = None,
     image: str | None = None,
     tokenizer: str | None = None,
+    tokenizer_revision: str = "main",
     length: int = 128,
     size: tuple[int, int] | None = None,
     client: str | None = None,
@@ -44,6 +46,7 @@ def hugging_face(
         label: the column of classes.
         text, image: the column of inputs, one of them.
         tokenizer: of texts: an id of the hub or a folder; that of the model.
+        tokenizer_revision: branch, tag or commit of its repository.
         length: tokens of a row; longer texts are cut, shorter ones filled up.
         size: height and width to which images are scaled; without it all must have one size.
         client: the column that says who a row belongs to.
@@ -71,7 +74,7 @@ def hugging_face(
                 raise DataError(f"data {dataset!r}: split {name!r} has no column {column!r}; it has {there}")
     rows, vocabulary = _Rows(dataset, names, splits), None
     if text is not None:
-        x, vocabulary, done = _tokens(rows, text, tokenizer, length, folders)
+        x, vocabulary, done = _tokens(rows, text, tokenizer, tokenizer_revision, length, folders)
     else:
         assert image is not None
         x, done = _pixels(rows, image, size)
@@ -162,7 +165,7 @@ def _labels(rows: _Rows, label: str, classes: Sequence[str]) -> np.ndarray:
 
 
 def _tokens(
-    rows: _Rows, text: str, tokenizer: str | None, length: int, folders: Folders
+    rows: _Rows, text: str, tokenizer: str | None, revision: str, length: int, folders: Folders
 ) -> tuple[np.ndarray, int, dict[str, Any]]:
     """[N, length] int64 tokens, how many there are, and what was done."""
     if tokenizer is None:
@@ -170,7 +173,8 @@ def _tokens(
     transformers = needed("transformers", "hf", "data 'hugging-face'")
     place = folders.scenario / tokenizer
     try:
-        words = transformers.AutoTokenizer.from_pretrained(str(place) if place.is_dir() else tokenizer)
+        found = str(place) if place.is_dir() else tokenizer
+        words = transformers.AutoTokenizer.from_pretrained(found, revision=revision)
     except (OSError, ValueError) as error:
         raise DataError(f"data.tokenizer = {tokenizer!r} {_NOT_THERE.replace('data set', 'tokenizer')}") from error
     texts = rows.column(text)
@@ -183,6 +187,7 @@ def _tokens(
     done = {
         "kind": "hugging-face-tokens",
         "tokenizer": tokenizer,
+        "tokenizer_revision": revision,
         "vocabulary_sha256": hashlib.sha256(repr(sorted(words.get_vocab().items())).encode()).hexdigest(),
         "length": length,
         "padding": words.pad_token_id,

@@ -2,6 +2,7 @@
 
 Hettich, Bay, "The UCI KDD Archive", 1999. Distinct connections alone: the files repeat some floods 100,000 times. Known
 to be easy (Tavallaee et al., "A detailed analysis of the KDD CUP 99 data set", CISDA 2009): a workload, weak evidence.
+Licence: CC BY 4.0 (UCI Machine Learning Repository).
 """
 
 import gzip
@@ -15,7 +16,7 @@ from pydantic import Field
 from fedsim import seeds
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.data.sources._files import contents, verify
-from fedsim.errors import ScenarioError
+from fedsim.errors import DataError, ScenarioError
 
 _FILES = {"kddcup.data_10_percent.gz": "8045aca0d84e", "corrected.gz": "74f0daef49b2"}  # SHA-256
 _PROTOCOLS = (b"icmp", b"tcp", b"udp")
@@ -34,6 +35,7 @@ _COLUMNS = {  # the numbers of a row in order, each with what log(1 + value) is 
     **dict.fromkeys(("dst_host_rerror_rate", "dst_host_srv_rerror_rate"), None),
 }
 
+_VALUES = 41  # of a line, before its label
 Lines = list[bytes]
 
 
@@ -87,6 +89,42 @@ def kdd99(
         client_names=names,
         own_test=clients < 0,
     )
+
+
+def connections(path: Path) -> tuple[np.ndarray, list[int]]:
+    """New rows [n, 52], and the line of each.
+
+    Args:
+        path: of a file with a connection a line, as in the published ones; its label may be there or not.
+
+    Raises:
+        DataError: no such file, or a line is no connection.
+    """
+    lines = [line.strip() for line in contents(path).splitlines()]
+    for number, line in enumerate(lines, 1):
+        if wrong := _wrong(line.split(b",")):
+            raise DataError(f"{path}, line {number}: {wrong}")
+    if not lines:
+        raise DataError(f"{path}: is empty; write one connection a line")
+    unlabelled = (b",".join(line.split(b",")[:_VALUES]) for line in lines)
+    return _values([line + b",?" for line in unlabelled]), list(range(1, len(lines) + 1))
+
+
+def _wrong(fields: list[bytes]) -> str:
+    """Why a line is no connection; empty where it is one."""
+    if not _VALUES <= len(fields) <= _VALUES + 1:
+        return f"{len(fields)} values; give the {_VALUES} of a connection, with its label or without"
+    for value, known, what in ((fields[1], _PROTOCOLS, "protocol"), (fields[3], _FLAGS, "flag")):
+        if value not in known:
+            return f"{what} {value.decode(errors='replace')!r} is none of {', '.join(each.decode() for each in known)}"
+    for name, value in zip(_COLUMNS, (fields[0], *fields[4:_VALUES]), strict=True):
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < np.inf:
+            return f"{name} is {value.decode(errors='replace')!r}; give a finite number from 0 on"
+    return ""
 
 
 def _flag(flag: bytes) -> str:

@@ -1,16 +1,20 @@
 """MovieTweetings: ratings of films by people on Twitter; every person is a client.
 
 Dooms, De Pessemier, Martens, "MovieTweetings: a Movie Rating Dataset Collected From Twitter", CrowdRec 2013.
+Licence: MIT.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
 from fedsim.data.corpus import Corpus, Folders
 from fedsim.data.sources._files import contents, verify
-from fedsim.errors import ScenarioError
+from fedsim.data.table import read, there
+from fedsim.errors import DataError, ScenarioError
 
 _FILES = {"ratings.dat": "c0dd868c2632", "movies.dat": "e63fb84bc734"}  # SHA-256
 
@@ -33,7 +37,7 @@ def movietweetings(folders: Folders, *, users: Annotated[int, Field(ge=1)] = 115
     texts = {file: contents(path) for file, path in paths.items()}
     for file, digest in _FILES.items():
         verify(paths[file], texts[file], digest, "sha256")
-    films = {line.split(b"::", 1)[0]: place for place, line in enumerate(texts["movies.dat"].splitlines())}
+    films = _films(texts["movies.dat"])
     table = [line.split(b"::") for line in texts["ratings.dat"].splitlines()]
     names, owner, counts = np.unique([int(row[0]) for row in table], return_inverse=True, return_counts=True)
     if users > len(names):
@@ -60,3 +64,37 @@ def movietweetings(folders: Folders, *, users: Annotated[int, Field(ge=1)] = 115
         client_names=tuple(f"user {name}" for name in names[chosen]),
         vocabulary=users + len(films),
     )
+
+
+def pairs(path: Path, stored: Mapping[str, Any]) -> tuple[np.ndarray, list[int]]:
+    """New rows [n, 2] of two tokens, and the line of each.
+
+    Args:
+        path: CSV with the columns `user`, a client's number in the run, and `film`, as in the catalogue; `movies.dat`,
+            the catalogue that the model was trained on, lies beside it.
+        stored: `preprocessing` of the corpus that a model was trained on.
+
+    Raises:
+        DataError: no such table or catalogue, or a user or a film is none that the model knows.
+    """
+    catalogue, users = path.parent / "movies.dat", int(stored["users"])
+    if not catalogue.is_file():
+        raise DataError(f"{catalogue}: is not there; put the catalogue that numbers the films beside the rows")
+    data = contents(catalogue)
+    verify(catalogue, data, str(stored["catalogue"]).rpartition(" ")[2], "sha256")
+    films = {film.decode(): users + place for film, place in _films(data).items()}
+    clients = {str(number): number for number in range(users)}
+    table = there(read(path), ("user", "film"))
+    rows = zip(table.columns["user"], table.columns["film"], table.lines, strict=True)
+    for user, film, line in rows:
+        if user not in clients:
+            raise DataError(f"{path}, line {line}: user {user!r} is no client's number, 0 to {users - 1}")
+        if film not in films:
+            raise DataError(f"{path}, line {line}: film {film!r} is not in {catalogue.name}")
+    tokens = [[clients[user] for user in table.columns["user"]], [films[film] for film in table.columns["film"]]]
+    return np.array(tokens).T.copy(), list(table.lines)
+
+
+def _films(catalogue: bytes) -> dict[bytes, int]:
+    """The place of every film in the catalogue."""
+    return {line.split(b"::", 1)[0]: place for place, line in enumerate(catalogue.splitlines())}

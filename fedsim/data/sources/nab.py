@@ -2,10 +2,12 @@
 
 Lavin, Ahmad, "Evaluating Real-time Anomaly Detection Algorithms - the Numenta Anomaly Benchmark", ICMLA 2015. Its own
 score rewards early detection; here every window is judged by itself, so figures are not comparable.
+Licence: MIT.
 """
 
 import json
 from io import BytesIO
+from pathlib import Path
 from typing import Annotated, NamedTuple
 from zipfile import ZipFile
 
@@ -13,8 +15,10 @@ import numpy as np
 from pydantic import Field
 
 from fedsim.data.corpus import Corpus, Folders
+from fedsim.data.schema import Column, values
 from fedsim.data.sources._files import contents, verify
-from fedsim.errors import ScenarioError
+from fedsim.data.table import read, there
+from fedsim.errors import DataError, ScenarioError
 
 _FILE, _SHA256 = "nab.zip", "2e6c5150a7a1"
 _PROBATION, _FARTHEST = 0.15, 10.0
@@ -88,6 +92,27 @@ def nab(
     )
 
 
+def series(path: Path, window: int) -> tuple[np.ndarray, list[int]]:
+    """Every window [n, window] of a new series after its first 15 %, and the line of its last point.
+
+    Args:
+        path: CSV with a column `value`, as in the benchmark, in the order of time.
+        window: points of a window.
+
+    Raises:
+        DataError: no such table, a value is no finite number, or there are too few.
+    """
+    table = read(path)
+    points = values(there(table, ["value"]), {"value": Column(kind="number")})[:, 0]
+    start = int(len(points) * _PROBATION)
+    if not start or len(points) - start < window:
+        raise DataError(
+            f"{path}: {len(points)} points are too few; the first 15 % scale the rest, of which a window has {window}"
+        )
+    found = np.lib.stride_tricks.sliding_window_view(_scaled(points, start)[start:], window)
+    return np.ascontiguousarray(found), list(table.lines[start + window - 1 :])
+
+
 def _series(data: bytes) -> dict[str, _Series]:
     """Every series by its name, in the order of names."""
     found = {}
@@ -95,13 +120,13 @@ def _series(data: bytes) -> dict[str, _Series]:
         marked = json.loads(archive.read("labels/combined_windows.json"))
         for name in sorted(marked):
             lines = archive.read(f"data/{name}").decode().splitlines()[1:]
-            times, values = zip(*(line.split(",") for line in lines), strict=True)
+            times, texts = zip(*(line.split(",") for line in lines), strict=True)
             anomalous = np.zeros(len(lines), dtype=bool)
             moments = np.array(times)
             for first, last in marked[name]:
                 anomalous |= (moments >= first[:_SECOND]) & (moments <= last[:_SECOND])
             start = int(len(lines) * _PROBATION)
-            scaled = _scaled(np.array(values, dtype=np.float64), start)
+            scaled = _scaled(np.array(texts, dtype=np.float64), start)
             found[name.removesuffix(".csv")] = _Series(scaled[start:], anomalous[start:])
     return found
 

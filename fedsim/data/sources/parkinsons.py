@@ -2,6 +2,7 @@
 
 Tsanas, Little, McSharry and Ramig, "Accurate telemonitoring of Parkinson's disease progression by non-invasive speech
 tests", IEEE Transactions on Biomedical Engineering 57, 2010.
+Licence: CC BY 4.0 (UCI Machine Learning Repository).
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """The running interpreter's standard library as text: every top-level module or package is a client.
 
 Needs no download, so language models can be tried anywhere; the text differs between Python versions.
+Licence: PSF-2.0 (Python's standard library).
 """
 
 import sysconfig

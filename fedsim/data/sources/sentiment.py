@@ -1,6 +1,7 @@
 """Sentences of reviews, praise or blame, from three sites: each site is a client.
 
 Kotzias et al., "From Group to Individual Labels using Deep Features", KDD 2015.
+Licence: CC BY 4.0 (UCI Machine Learning Repository).
 """
 
 import numpy as np

@@ -2,6 +2,7 @@
 
 Caldas et al., "LEAF: A Benchmark for Federated Settings", 2019. The text is another edition, so numbers are
 comparable in kind only.
+Licence: public domain; the files: Apache-2.0.
 """
 
 import re

@@ -1,6 +1,7 @@
 """Text messages, wanted or not: 5,171 different ones, 653 of them spam.
 
 Almeida, Gómez Hidalgo and Yamakami, "Contributions to the Study of SMS Spam Filtering", DocEng 2011.
+Licence: CC BY 4.0 (UCI Machine Learning Repository).
 """
 
 from fedsim.data.corpus import Corpus, Folders

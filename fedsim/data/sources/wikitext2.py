@@ -2,6 +2,7 @@
 
 Merity et al., "Pointer Sentinel Mixture Models", ICLR 2017. Its train file is not used and bytes are predicted, where
 the paper predicts words, so perplexities are not those of the paper.
+Licence: CC BY-SA 3.0 (Wikipedia's text).
 """
 
 import re

@@ -1,6 +1,7 @@
 """WISDM activity recognition: 5,418 windows of ten seconds from the phones of 36 people, in six activities.
 
 Kwapisz, Weiss and Moore, "Activity Recognition using Cell Phone Accelerometers", SIGKDD Explorations 12, 2010.
+Licence: none stated; the WISDM Lab asks for its readme to stay with the data.
 """
 
 from collections.abc import Mapping
