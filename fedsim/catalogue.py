@@ -1,23 +1,29 @@
 """What a scenario can name: strategies, models, data sets, partitions, attacks, and the scenarios that come along."""
 
 import inspect
-import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from fedsim import adversaries, registry
+from fedsim.citations import paper
 from fedsim.data.partition import KINDS
 from fedsim.errors import ScenarioError
+from fedsim.model import Known
 from fedsim.privacy import forms
 from fedsim.privacy.plan import Level
 from fedsim.scenario import load
 from fedsim.scenario_files import shipped
 
-FILLED_IN = {"folders", "pool", "shape", "classes", "outputs", "inputs", "targets", "vocabulary", "task", "largest"}
-"""Parameters that the platform fills in."""
-_PAPER = re.compile(r'[^"]+ "[^"]+", .*?\b(?:18|19|20)\d\d\b(?!\.\d)')  # 2003.13461 of arXiv is no year
+FILLED_IN: Mapping[str, Collection[str]] = {
+    "models": {"classes", "scenario_folder", *Known._fields},
+    "data": {"folders"},
+    "partitions": {"pool"},
+    "adversaries": adversaries.FILLED_IN,
+    "strategies": (),
+}
+"""Parameters that the platform fills in, of each kind."""
 _PLAIN_QUICKSTART = "fedsim run quickstart --set 'privacy={}' --set train.learning_rate=1.0"
 
 
@@ -50,7 +56,7 @@ class Strategy(NamedTuple):
 
 
 def listing(what: str) -> list[Entry | Strategy]:
-    """The entries of a kind: strategies, models, data, partitions, adversaries or scenarios.
+    """The entries of a kind: strategies, models, data, partitions, adversaries, scenarios or papers.
 
     Raises:
         ScenarioError: there is no such kind.
@@ -71,11 +77,11 @@ def listing_lines(what: str) -> list[str]:
     return [*lines, *_flowers()] if what == "strategies" else lines
 
 
-def _package(package: str) -> Callable[[], Iterable[Entry]]:
+def _package(package: str, what: str) -> Callable[[], Iterable[Entry]]:
     def entries() -> Iterable[Entry]:
         for name in registry.members(package):
             function = registry.find(package, name, Path(), package)
-            yield _entry(name, function, inspect.getmodule(function))
+            yield _entry(name, function, inspect.getmodule(function), what)
 
     return entries
 
@@ -84,7 +90,7 @@ def _strategies() -> Iterable[Strategy]:
     for name in registry.members("fedsim.strategies"):
         function = registry.find("fedsim.strategies", name, Path(), "strategies")
         text = inspect.getdoc(inspect.getmodule(function)) or ""
-        entry = _entry(name, function, inspect.getmodule(function))
+        entry = _entry(name, function, inspect.getmodule(function), "strategies")
         private = _private_forms(function)
         yield Strategy(name, paper(text), entry.summary, entry.parameters, command(text, name), private)
 
@@ -103,21 +109,14 @@ def _may_be_uniform(function: Callable[..., Any]) -> bool:
     return weights is not None and "uniform" in get_args(weights.annotation)
 
 
-def paper(docstring: str) -> str:
-    """Where an algorithm comes from: its docstring's second paragraph up to the year, or "-"."""
-    paragraph = docstring.partition("\n\n")[2].partition("\n\n")[0]
-    found = _PAPER.match(" ".join(paragraph.split()))
-    return found[0] if found else "-"
-
-
 def command(docstring: str, name: str) -> str:
     """What runs an algorithm: its docstring's `Try it: fedsim run ...` at the end, or quickstart without privacy."""
     _, _, own = docstring.rpartition("\nTry it: ")
     return " ".join(own.split()) if own.startswith("fedsim run") else f"{_PLAIN_QUICKSTART} --set strategy.name={name}"
 
 
-def _kinds(kinds: Mapping[str, Callable[..., Any]]) -> Callable[[], Iterable[Entry]]:
-    return lambda: [_entry(name, function, function) for name, function in sorted(kinds.items())]
+def _kinds(kinds: Mapping[str, Callable[..., Any]], what: str) -> Callable[[], Iterable[Entry]]:
+    return lambda: [_entry(name, function, function, what) for name, function in sorted(kinds.items())]
 
 
 def _scenarios() -> Iterable[Entry]:
@@ -125,11 +124,11 @@ def _scenarios() -> Iterable[Entry]:
         yield Entry(name, load(name).title, {})
 
 
-def _entry(name: str, function: Callable[..., Any], documented: object) -> Entry:
+def _entry(name: str, function: Callable[..., Any], documented: object, what: str) -> Entry:
     parameters = {
         key: "required" if parameter.default is parameter.empty else repr(parameter.default)
         for key, parameter in inspect.signature(function).parameters.items()
-        if key not in FILLED_IN
+        if key not in FILLED_IN[what]
     }
     return Entry(name, (inspect.getdoc(documented) or "").partition("\n")[0], parameters)
 
@@ -160,11 +159,20 @@ def _wrapped(text: str, first: str, indent: str | None = None) -> list[str]:
     )
 
 
+def _papers() -> Iterable[Entry]:
+    from fedsim import reproducing  # which brings along all that a comparison needs
+
+    for name in reproducing.papers():
+        about = reproducing.load(name).about
+        yield Entry(name, f"{about.authors}, {about.venue}. {about.table}", {})
+
+
 KINDS_OF_ENTRIES: dict[str, Callable[[], Iterable[Entry | Strategy]]] = {
     "strategies": _strategies,
-    "models": _package("fedsim.models"),
-    "data": _package("fedsim.data.sources"),
-    "partitions": _kinds(KINDS),
-    "adversaries": _kinds(adversaries.KINDS),
+    "models": _package("fedsim.models", "models"),
+    "data": _package("fedsim.data.sources", "data"),
+    "partitions": _kinds(KINDS, "partitions"),
+    "adversaries": _kinds(adversaries.KINDS, "adversaries"),
     "scenarios": _scenarios,
+    "papers": _papers,
 }

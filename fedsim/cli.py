@@ -7,8 +7,12 @@ from typing import NoReturn
 import click
 import typer
 
+from fedsim.commands.citing import cite
+from fedsim.commands.comparing import compare
 from fedsim.commands.folders import client, export, list_, predict, replay, show, tag
 from fedsim.commands.planning import audit, check, doctor, new, partition, privacy
+from fedsim.commands.reporting import report
+from fedsim.commands.reproducing import reproduce
 from fedsim.commands.running import resume, run
 from fedsim.console import Command
 from fedsim.errors import FedsimError
@@ -24,12 +28,16 @@ app = typer.Typer(
 for command in (
     run,
     resume,
+    compare,
+    reproduce,
     list_,
     show,
     replay,
     client,
     export,
     predict,
+    report,
+    cite,
     tag,
     partition,
     check,

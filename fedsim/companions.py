@@ -49,8 +49,8 @@ def scenarios(scenario: Scenario) -> dict[Place, Scenario]:
     """
     found: dict[Place, Scenario] = {}
     if scenario.privacy.without is not None:
-        found[WITHOUT_PRIVACY] = _without_privacy(scenario)
-    return found | {(REFERENCES, name): _reference(scenario, name) for name in scenario.references}
+        found[WITHOUT_PRIVACY] = without_privacy(scenario)
+    return found | {(REFERENCES, name): reference(scenario, name) for name in scenario.references}
 
 
 def companion(
@@ -108,7 +108,7 @@ def compared(result: Result, beside: Mapping[Place, Result]) -> Result:
     return replace(result, values=values, lines=[*lines, *([""] if lines else []), *result.lines])
 
 
-def _without_privacy(scenario: Scenario) -> Scenario:
+def without_privacy(scenario: Scenario) -> Scenario:
     """The same, promising nothing; `privacy.without` says what else differs (a learning rate that suits)."""
     changes = scenario.privacy.changes
     kept = scenario.stop.model_copy(update={"epsilon": None}).model_dump(exclude_none=True)  # nothing is spent
@@ -118,8 +118,12 @@ def _without_privacy(scenario: Scenario) -> Scenario:
     )
 
 
-def _reference(scenario: Scenario, name: str) -> Scenario:
-    """The same with another strategy, and nobody who attacks."""
+def reference(scenario: Scenario, name: str) -> Scenario:
+    """The same with another strategy, and nobody who attacks.
+
+    Raises:
+        ScenarioError: there is no such strategy, or it does not go with what is measured.
+    """
     own = {"title": f"{scenario.title}, reference {name}", "references": [], "strategy": {"name": name}}
     origin = f"{scenario.origin}: references"
     changed = scenario.changed({**own, "adversary": None}, origin)

@@ -67,3 +67,11 @@ def echo_wrapped(text: str, indent: str = "    ", first: str = "    ") -> None:
 
     for line in textwrap.wrap(text, 80, initial_indent=first, subsequent_indent=indent):
         typer.echo(line)
+
+
+def open_page(file: Path) -> None:
+    """Show a page in the browser, or say where it is."""
+    import webbrowser
+
+    if not webbrowser.open(file.resolve().as_uri()):
+        typer.echo(f"note: no browser was found; open {file.resolve().as_uri()}", err=True)

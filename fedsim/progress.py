@@ -100,7 +100,7 @@ class Lines:
         left = self._seconds / self._lines * (self._rounds - record.number)
         cells = "".join(f"{_number(shown.get(name)):>{self._width}}" for name in self._columns)
         epsilon = f" {rounded_up(record.epsilon):>7}" if record.epsilon is not None else ""
-        self._print(f"{record.number:6d}{cells}  {record.failed:6d}{epsilon}   {record.seconds:7.2f} {_clock(left):>7}")
+        self._print(f"{record.number:6d}{cells}  {record.failed:6d}{epsilon}   {record.seconds:7.2f} {clock(left):>7}")
 
     def end(self, lines: Sequence[str]) -> None:
         """Print the closing block."""
@@ -128,7 +128,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, from an hour on with hours."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -21,6 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from fedsim.errors import FedsimError, ScenarioError, one_line
+from fedsim.ranges import Range
 
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
@@ -142,8 +143,7 @@ def bind(
         ScenarioError: an unknown key, a wrong type or a required parameter without a value.
     """
     reserved = set(reserved)
-    plain = getattr(function, "func", function)  # a functools.partial keeps its annotations there
-    hints = _hints(plain.__init__ if inspect.isclass(plain) else plain, what)
+    hints = _hints(function, what)
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
@@ -161,9 +161,22 @@ def bind(
     return bound
 
 
+def ranges(function: Callable[..., Any], what: str) -> dict[str, Range]:
+    """The ranges that a function declares for its parameters, by name: `mu: Annotated[float, Range(0.0, 1.0)]`.
+
+    Args:
+        function: its parameters are annotated.
+        what: the scenario's key that names it, for messages.
+    """
+    notes = {name: getattr(hint, "__metadata__", ()) for name, hint in _hints(function, what).items()}
+    return {name: note for name, found in notes.items() for note in found if isinstance(note, Range)}
+
+
 def _hints(function: Callable[..., Any], what: str) -> dict[str, Any]:
+    """A function's or class's annotated types."""
+    plain = getattr(function, "func", function)  # a functools.partial keeps its annotations there
     try:
-        return get_type_hints(function, include_extras=True)
+        return get_type_hints(plain.__init__ if inspect.isclass(plain) else plain, include_extras=True)
     except Exception as error:
         raise ScenarioError(f"{what}: a parameter's type cannot be resolved: {one_line(error)}") from error
 

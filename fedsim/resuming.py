@@ -28,7 +28,9 @@ from fedsim.rounds import create_folder, execute
 from fedsim.runs import RunFolder
 from fedsim.scenario import Scenario
 from fedsim.scenario_files import assignments, override
+from fedsim.signals import Interrupts
 from fedsim.stackable import settled
+from fedsim.stock import TREES
 from fedsim.stored import open_run, reading, source_hashes, stored_environment, stored_scenario
 from fedsim.summary import Result, succeeded
 
@@ -77,12 +79,16 @@ def resume(
     unchanged = scenario.to_toml() == scenarios.parse(stored_scenario(path), scenario.folder, "before").to_toml()
     if unchanged and summary.get("status") == "done" and _all_finished(path, scenario):
         early = f" early ({summary['stop']['reason']}); change that rule by --set" if summary.get("stop") else ""
+        if scenario.model.name == TREES:
+            raise ScenarioError(
+                f"{path} has finished{early}; trees are grown in one go: for more rounds begin a new run"
+            )
         more = f"fedsim resume {path} --rounds {2 * scenario.rounds}"
         raise ScenarioError(f"{path} has finished{early}; for more rounds: {more}")
     with starting(scenario.engine, progress.note) as started:
         progress.phase("loading the data")
         job, beside = restored_jobs(path, scenario, model, data, Own(loss, metrics, transform), data_dir)
-        with _reopened(path, job) as folder:
+        with reopened(path, job) as folder:
             progress.phase("starting the workers")
             engine = started()
             result = succeeded(execute(job, engine, folder, progress, observers, resumed=True))
@@ -98,11 +104,32 @@ def _companion(job: Job, engine: Engine, path: Path, progress: Progress, observe
     """A run beside the run: gone on with, or begun."""
     begun = path.exists()
     job, reason = (job, "") if begun else settled(job)
-    with _reopened(path, job) if begun else create_folder(job, path) as folder:
+    with reopened(path, job) if begun else create_folder(job, path) as folder:
         return execute(job, engine, folder, progress, observers, resumed=begun, reason=reason)
 
 
-def _reopened(path: Path, job: Job) -> RunFolder:
+def begun_or_resumed(
+    job: Job,
+    engine: Engine,
+    path: Path,
+    progress: Progress,
+    observers: Sequence[Observer] = (),
+    interrupts: Interrupts | None = None,
+) -> Result:
+    """A run of a program that makes many: begun, or gone on with where its folder is there already.
+
+    Raises:
+        ScenarioError: the folder's was made with something else.
+    """
+    job, reason = settled(job)
+    if begun := path.exists():
+        check_same(path, job)
+        reason = ""  # which was recorded as it began
+    with reopened(path, job) if begun else create_folder(job, path) as folder:
+        return execute(job, engine, folder, progress, observers, resumed=begun, reason=reason, interrupts=interrupts)
+
+
+def reopened(path: Path, job: Job) -> RunFolder:
     """A run's folder, claimed; its scenario is the one with which it goes on."""
     folder = RunFolder(path, job.scenario.checkpoint.keep)
     if (text := job.scenario.to_toml()) != (path / "scenario.toml").read_text(encoding="utf-8"):
@@ -163,6 +190,17 @@ def restored_jobs(
     then = stored_environment(path)
     _check_objects(path, scenario, then, model, data, own)
     job, beside = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data, own)
+    check_same(path, job)
+    return job, beside
+
+
+def check_same(path: Path, job: Job) -> None:
+    """Compare what a run was made with and what there is now.
+
+    Raises:
+        ScenarioError: they are not the same.
+    """
+    then, scenario = stored_environment(path), job.scenario
     now = {**provenance(job), "sources": source_hashes(sources(job))}
     if others := list(decisive_differences(then, now)):
         raise ScenarioError(f"{path} was made with something else, {'; '.join(others)}. Its own files are in sources/.")
@@ -182,7 +220,6 @@ def restored_jobs(
             f"{path}: {'; '.join(odd)}: the bits would perhaps not be those of an uninterrupted run. To go on all the "
             "same: --set 'engine.bits=not guaranteed'"
         )
-    return job, beside
 
 
 def _check_objects(

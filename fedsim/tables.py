@@ -59,18 +59,29 @@ class Preprocess(Table):
     """How a table's numbers are scaled."""
 
     kind: Literal["constants", "per-client", "federated"] = Field(
-        description="by the schema's constants; by each client's own train rows; by sums over all clients' train rows"
+        description="by the schema's constants; by each client's own train rows; by sums over all clients' train rows. "
+        "The last two use the schema's mean, std and range only for columns of which nothing is known"
     )
 
 
 class Data(Named):
     """Which corpus, and how it is spread over clients; further keys go to the data source."""
 
+    name: str = Field("", description="of a source, or file.py:name; left out where data are given in Python")
     partition: dict[str, Any] = Field(description="kind, and what that kind takes")
     split: Split = Split()
     preprocess: Preprocess | None = Field(None, description="of a table; federated by default")
     min_rows: int = Field(5, ge=0, le=MOST, description="rows a client must have before its own split")
+    without: list[Annotated[int, Field(ge=0, le=MOST)]] = Field(
+        [], description="numbers of clients that are left out, as if they had never come"
+    )
     transform: str | None = Field(None, description="file.py:name of a function of your own, x -> x, row by row")
+
+    @model_validator(mode="after")
+    def _spelt(self) -> Self:
+        if not self.name and (meant := difflib.get_close_matches("name", self.settings, n=1)):
+            raise ValueError(f"{meant[0]} is not known. Did you mean name?")
+        return self
 
 
 class TaskTable(Table):

@@ -1,1 +1,1 @@
-"""Scenario files that come with fedsim; this package holds no code."""
+"""Scenario files that come with fedsim; beside published results, in `papers/`, what data and models they need."""

@@ -10,17 +10,20 @@ its raw loss.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from fedsim.algorithm import Algorithm, Combined, Local, Server, Upload
+from fedsim.ranges import Range
 
 _LEAST_WEIGHT = 1e-6  # of a client whose lambda is 0, so that the weights of a cohort have a sum to divide by
 
 
-def afl(lambda_lr: float = 0.1, weights: Literal["learned"] = "learned") -> Algorithm:
+def afl(
+    lambda_lr: Annotated[float, Range(1e-3, 1.0, log=True)] = 0.1, weights: Literal["learned"] = "learned"
+) -> Algorithm:
     """AFL.
 
     Args:

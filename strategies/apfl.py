@@ -11,14 +11,18 @@ leaves its client.
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from fedsim.algorithm import Algorithm, Local, Upload, Weighting, add_update, copy_of_model
+from fedsim.ranges import Range
 
 
-def apfl(alpha: float = 0.5, alpha_lr: float = 0.0, weights: Weighting = "examples") -> Algorithm:
+def apfl(
+    alpha: Annotated[float, Range(0.0, 1.0)] = 0.5, alpha_lr: float = 0.0, weights: Weighting = "examples"
+) -> Algorithm:
     """APFL.
 
     Args:

@@ -9,11 +9,13 @@ Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=ditto --set
 """
 
 import math
+from typing import Annotated
 
 from fedsim.algorithm import Algorithm, Local, Upload, Weighting, add_update, copy_of_model
+from fedsim.ranges import Range
 
 
-def ditto(lamda: float = 0.1, weights: Weighting = "examples") -> Algorithm:
+def ditto(lamda: Annotated[float, Range(1e-2, 10.0, log=True)] = 0.1, weights: Weighting = "examples") -> Algorithm:
     """Ditto.
 
     Args:

@@ -7,14 +7,20 @@ Communicates: the model down, one update up. Any local optimiser. Private at exa
 transforms what FedAvg sends it.
 """
 
+from typing import Annotated
+
 from torch import Tensor
 
 from fedsim.algorithm import Algorithm, Weighting
+from fedsim.ranges import Range
 from fedsim.strategies._adaptive import adaptive
 
 
 def fedadagrad(
-    server_lr: float = 0.1, beta1: float = 0.0, tau: float = 1e-3, weights: Weighting = "examples"
+    server_lr: Annotated[float, Range(1e-3, 10.0, log=True)] = 0.1,
+    beta1: float = 0.0,
+    tau: Annotated[float, Range(1e-5, 0.1, log=True)] = 1e-3,
+    weights: Weighting = "examples",
 ) -> Algorithm:
     """FedAdagrad.
 

@@ -8,17 +8,20 @@ transforms what FedAvg sends it.
 Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=fedadam --set train.learning_rate=0.3
 """
 
+from typing import Annotated
+
 from torch import Tensor
 
 from fedsim.algorithm import Algorithm, Weighting
+from fedsim.ranges import Range
 from fedsim.strategies._adaptive import adaptive
 
 
 def fedadam(
-    server_lr: float = 0.01,
+    server_lr: Annotated[float, Range(1e-3, 10.0, log=True)] = 0.01,
     beta1: float = 0.9,
     beta2: float = 0.99,
-    tau: float = 1e-3,
+    tau: Annotated[float, Range(1e-5, 0.1, log=True)] = 1e-3,
     weights: Weighting = "examples",
 ) -> Algorithm:
     """FedAdam.

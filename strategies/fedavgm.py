@@ -8,11 +8,17 @@ Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=fedavgm --s
 """
 
 import math
+from typing import Annotated
 
 from fedsim.algorithm import Algorithm, Combined, Server, Weighting, local_update, zeros
+from fedsim.ranges import Range
 
 
-def fedavgm(beta: float = 0.9, server_lr: float = 1.0, weights: Weighting = "examples") -> Algorithm:
+def fedavgm(
+    beta: Annotated[float, Range(0.0, 0.99)] = 0.9,
+    server_lr: Annotated[float, Range(1e-2, 10.0, log=True)] = 1.0,
+    weights: Weighting = "examples",
+) -> Algorithm:
     """FedAvgM.
 
     Args:

@@ -9,11 +9,13 @@ Try it: fedsim run quickstart --set 'privacy={}' --set strategy.name=feddyn --se
 """
 
 import math
+from typing import Annotated
 
 from fedsim.algorithm import Algorithm, Combined, Local, Server, Upload, Weighting, zeros
+from fedsim.ranges import Range
 
 
-def feddyn(alpha: float = 0.01, weights: Weighting = "uniform") -> Algorithm:
+def feddyn(alpha: Annotated[float, Range(1e-3, 1.0, log=True)] = 0.01, weights: Weighting = "uniform") -> Algorithm:
     """FedDyn.
 
     Args:

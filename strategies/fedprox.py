@@ -7,13 +7,15 @@ at example level: the term reads no row and is added to the noised gradient.
 """
 
 import math
+from typing import Annotated
 
 from torch import Tensor
 
 from fedsim.algorithm import Algorithm, Local, Upload, Weighting, add_update
+from fedsim.ranges import Range
 
 
-def fedprox(mu: float = 0.01, weights: Weighting = "examples") -> Algorithm:
+def fedprox(mu: Annotated[float, Range(1e-4, 1.0, log=True)] = 0.01, weights: Weighting = "examples") -> Algorithm:
     """FedProx.
 
     Args:

@@ -10,15 +10,20 @@ form is declared: the term sends a row through the body twice, and no per-exampl
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Annotated, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, softplus
 
 from fedsim.algorithm import Algorithm, Batch, Local, Upload, Weighting, add_update, copy_of_model
+from fedsim.ranges import Range
 
 
-def moon(mu: float = 1.0, temperature: float = 0.5, weights: Weighting = "examples") -> Algorithm:
+def moon(
+    mu: Annotated[float, Range(0.1, 10.0, log=True)] = 1.0,
+    temperature: Annotated[float, Range(0.1, 1.0, log=True)] = 0.5,
+    weights: Weighting = "examples",
+) -> Algorithm:
     """MOON.
 
     Args:

@@ -10,14 +10,16 @@ step of 1 / L descends on). With q = 0 it is FedAvg. A loss below 10^{-30/q} (0.
 """
 
 import math
+from typing import Annotated
 
 from fedsim.algorithm import Algorithm, Combined, Local, Server, Upload, Weighting
+from fedsim.ranges import Range
 
 _SMALLEST_LOSS = 1e-10  # a loss of 0 has no power of q - 1 < 0
 _SMALLEST_POWER = 1e-30  # of F^q: float32 ends at 1e-38, and L and D are yet to be multiplied in
 
 
-def qfedavg(q: float = 1.0, weights: Weighting = "uniform") -> Algorithm:
+def qfedavg(q: Annotated[float, Range(1e-3, 15.0, log=True)] = 1.0, weights: Weighting = "uniform") -> Algorithm:
     """q-FedAvg.
 
     Args:

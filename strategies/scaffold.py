@@ -9,11 +9,15 @@ gradient). Private at example level: the control is computed from the noised upd
 """
 
 import math
+from typing import Annotated
 
 from fedsim.algorithm import Algorithm, Combined, Local, Server, Upload, Weighting, zeros
+from fedsim.ranges import Range
 
 
-def scaffold(server_lr: float = 1.0, weights: Weighting = "uniform") -> Algorithm:
+def scaffold(
+    server_lr: Annotated[float, Range(0.1, 10.0, log=True)] = 1.0, weights: Weighting = "uniform"
+) -> Algorithm:
     """SCAFFOLD.
 
     Args:

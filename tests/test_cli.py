@@ -157,7 +157,7 @@ def test_a_mistake_costs_one_line(settings: tuple[str, ...], hint: str, fedsim: 
         (("run", "small.toml", "--engine", "rey"), "engine.kind"),
         (("run", "small.toml", "--dry-run", "--set", "rounds=0"), "rounds"),
         (("list", "strategie"), "Did you mean strategies?"),
-        (("list", "foo"), "Known: adversaries, data, models, partitions, runs, scenarios, strategies."),
+        (("list", "foo"), "Known: adversaries, data, models, papers, partitions, runs, scenarios, strategies."),
         (("run", "small.toml", "--dry-run", "--set", "stop.metric=accuracy"), "Did you mean global/"),
         (("run", "small.toml", "--fast-check", "--out", "mine"), "give one of --dry-run, --fast-check and --out"),
         (("run", "small.toml", "--dry-run", "--out", "mine"), "give one of --dry-run, --fast-check and --out"),
@@ -275,7 +275,7 @@ def test_a_fast_check_writes_nothing_and_says_that_all_is_well(fedsim: Command, 
     assert everything(tmp_path) == before
 
 
-@pytest.mark.parametrize("what", ["scenarios", "strategies", "adversaries", "models", "data", "partitions"])
+@pytest.mark.parametrize("what", ["scenarios", "strategies", "adversaries", "models", "data", "partitions", "papers"])
 def test_list_names_what_a_scenario_can_name(what: str, fedsim: Command) -> None:
     entries = json.loads(fedsim("list", what, "--json").out)
     names = [entry["name"] for entry in entries]

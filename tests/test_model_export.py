@@ -286,6 +286,16 @@ def test_the_card_of_a_run_without_privacy_promises_none(pixels: Made) -> None:
     )
 
 
+def test_the_card_says_whose_words_classes_are(pixels: Made) -> None:
+    """Taken from rows, they tell every client what others have."""
+    card, stored = opened(pixels.folder).card, {"kind": "table", "fit": "constants"}
+    for declared, said in ((True, "were declared"), (False, "were taken from the rows of all clients, not declared")):
+        page = markdown({**card, "preprocessing": {**stored, "declared": declared}}, {})
+        assert f"* classes and categories {said}\n" in page
+    page = markdown({**card, "preprocessing": {"kind": "image", "divide_by": 255.0, "declared": False}}, {})
+    assert "* image: divide_by 255.0\n* classes were taken from the rows" in page
+
+
 def test_a_client_s_card_is_about_its_own_model(tmp_path: Path) -> None:
     run = small.run(small.job({"rounds": 1, "strategy.name": "local"}), tmp_path / "run")
     export_model(run.folder, "torch", tmp_path / "given", 2)

@@ -260,6 +260,20 @@ def test_classes_are_not_taken_from_rows_unnoticed(caplog: pytest.LogCaptureFixt
     assert caplog.messages == ["arrays: its classes were taken from the rows of all clients"]
 
 
+def test_data_of_python_need_no_name(tmp_path: Path) -> None:
+    x, y, client = arrays()
+    table = {"partition": {"kind": "natural"}, "min_rows": 1}
+    content = {**small.SMALL, "data": table, "rounds": 1}
+    fedsim.run(content, data=(x, y, client), out=tmp_path / "run")
+    with pytest.raises(ScenarioError, match=r"used the data arrays of a Python program"):
+        fedsim.resume(tmp_path / "run", rounds=2)
+    assert fedsim.resume(tmp_path / "run", rounds=2, data=(x, y, client)).values["status"] == "done"
+    with pytest.raises(ScenarioError, match=r"^scenario: data\.name is missing; name a data set, or give"):
+        fedsim.run(content)
+    with pytest.raises(ScenarioError, match=r"data: nmae is not known\. Did you mean name\?"):
+        fedsim.run({**content, "data": {**table, "nmae": "digits"}})
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

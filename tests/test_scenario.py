@@ -1,6 +1,7 @@
 """Scenarios: deriving, overriding and checking what TOML files say, and writing it back."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -337,12 +338,12 @@ def test_what_only_privacy_spends_needs_privacy(base: Path) -> None:
     [
         ("learning_rate", "train.learning_rat"),
         ("partition", "data.partitoin"),
-        ("name", "data.nmae"),
+        ("name", "data: nmae"),
         ("title", "titel"),
     ],
 )
 def test_a_typo_in_a_required_key_is_not_called_missing(base: Path, right: str, typo: str) -> None:
-    path = write(base, base.read_text().replace(f"{right} = ", f"{typo.rpartition('.')[2]} = ", 1))
+    path = write(base, base.read_text().replace(f"{right} = ", f"{re.split('[.: ]+', typo)[-1]} = ", 1))
     with pytest.raises(ScenarioError, match=rf"base\.toml: {typo} is not known\. Did you mean {right}\?"):
         load(str(path))
 

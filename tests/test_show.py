@@ -128,6 +128,22 @@ def test_a_run_is_seen_while_it_goes_on(tmp_path: Path) -> None:
     assert show(tmp_path / "run").overview.status == "finished"
 
 
+def test_a_run_is_seen_by_the_metric_that_judges_it(tmp_path: Path) -> None:
+    """A scenario's own headline before those of tasks, while the run goes on and at its end."""
+    seen: list[Shown] = []
+    job = small.job({"task.headline": "macro-f1", "strategy.name": "ditto", "evaluate.min_rows": 1})
+    result = run(job, tmp_path / "run", lambda number: seen.append(show(tmp_path / "run")))
+    chosen = "global/central-validation/rows/macro-f1"
+    assert seen[-1].overview.chosen_by == result.values["chosen_by"] == chosen
+    assert all(chosen in row["metrics"] for row in seen[-1].last_rounds)
+    at_end = show(tmp_path / "run")
+    assert at_end.overview.metric == "global/central-test/rows/macro-f1"
+    assert at_end.overview.personal == result.values["metrics_last_round"]["personal/client-test/clients/macro-f1"]
+    with closing(open_run(tmp_path / "run")) as records:
+        asked = {row.client: row for row in records.clients(3) if row.phase == "evaluate"}
+    assert at_end.worst[0]["personal"] == asked[at_end.worst[0]["client"]].metrics["personal/macro-f1"]
+
+
 def test_an_interrupted_run_is_told_from_one_that_goes_on(tmp_path: Path) -> None:
     def interrupt(number: int) -> None:
         if number == 2:

@@ -12,7 +12,9 @@ from fedsim.errors import RunFolderError, ScenarioError
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help="scenarios, strategies, adversaries, models, data, partitions or runs")],
+    what: Annotated[
+        str, typer.Argument(help="scenarios, strategies, adversaries, models, data, partitions, papers or runs")
+    ],
     folder: Annotated[Path | None, typer.Argument(help="of runs; runs/ by default", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from fedsim.console import DataDir, Json, RunPath, ScenarioName, Settings, echo_wrapped, print_json, tell
-from fedsim.errors import ScenarioError
+from fedsim.errors import RunFolderError, ScenarioError
 
 if TYPE_CHECKING:
     from fedsim.scenario import Scenario
+    from fedsim.summary import Result
 
 
 def run(
@@ -46,8 +47,7 @@ def run(
         tell({"scenario": scenario, "ok": True, "fingerprint": fingerprint}, "the scenario runs", as_json)
     else:
         result = rounds.run(loaded, data_dir=data_dir, out=out, progress=Lines(stream))
-        if as_json:
-            print_json(result.values)
+        _tell(result, stream, as_json)
 
 
 def resume(
@@ -69,6 +69,19 @@ def resume(
 
     stream = sys.stderr if as_json else sys.stdout
     result = resuming.resume(folder, rounds=rounds, settings=settings, data_dir=data_dir, progress=Lines(stream))
+    _tell(result, stream, as_json)
+
+
+def _tell(result: "Result", stream: TextIO, as_json: bool) -> None:
+    """Write the run's report, which takes half a second; without one the run is as good."""
+    from fedsim.report.run import report
+
+    try:
+        report(result.folder)
+    except RunFolderError as error:
+        typer.echo(f"note: no report: {error}", file=stream)
+    else:
+        typer.echo("report.html in it shows the run in a browser", file=stream)
     if as_json:
         print_json(result.values)
 

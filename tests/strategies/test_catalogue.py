@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedsim import registry, rounds
-from fedsim.catalogue import Strategy, command, listing, paper
+from fedsim.catalogue import Strategy, command, listing
+from fedsim.citations import paper
 from fedsim.scenario import load
 
 NAMES = registry.members("fedsim.strategies")
@@ -56,3 +57,11 @@ def test_the_command_that_is_listed_runs(name: str, tmp_path: Path) -> None:
     result = rounds.run(loaded, out=tmp_path / "run")
     assert result.values["rounds"] == 2
     assert result.values["metrics"]
+
+
+def test_the_keys_that_are_listed_are_those_that_may_be_set() -> None:
+    """What the platform fills in for one kind is a key of another: `pool` of a partition, `classes` of a model."""
+    shown = {what: {entry.name: set(entry.parameters) for entry in listing(what)} for what in ("models", "data")}
+    assert shown["models"]["lstm"] == {"preset", "width", "layers", "embedding", "pool"}
+    assert {"classes", "vocabulary"} < shown["data"]["arrays"] and "folders" not in shown["data"]["arrays"]
+    assert {entry.name: set(entry.parameters) for entry in listing("partitions")}["shards"] == {"clients", "shards"}

@@ -1,18 +1,18 @@
 """Numbers that no strategy can do anything with, whichever of its hyper-parameters they are given for."""
 
-import inspect
 import math
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from fedsim import registry
 
 FLOATS = [
-    (strategy, parameter.name)
+    (strategy, name)
     for strategy in registry.members("fedsim.strategies")
-    for parameter in inspect.signature(registry.find("fedsim.strategies", strategy, Path(), "name")).parameters.values()
-    if parameter.annotation in (float, float | None)
+    for name, kind in get_type_hints(registry.find("fedsim.strategies", strategy, Path(), "name")).items()
+    if kind in (float, float | None)
 ]
 """Every strategy's name with each of its parameters that is a float."""
 

@@ -231,6 +231,9 @@ def test_an_interrupt_leaves_the_rounds_that_were_done(tmp_path: Path) -> None:
         ran(tmp_path, observers=(_Interrupting(),))
     with pytest.raises(ScenarioError, match="trees"):
         resume(tmp_path / "run", data=clouds())
+    ran(tmp_path / "whole")
+    with pytest.raises(ScenarioError, match="has finished; trees are grown in one go: for more rounds begin a new run"):
+        resume(tmp_path / "whole/run", data=clouds())
 
 
 REFUSED: dict[str, tuple[small.Changes, str]] = {
