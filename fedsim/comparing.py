@@ -6,6 +6,7 @@ forecast  what it would take, from a few rounds of each candidate
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -72,8 +73,8 @@ def compare(
     """Compare candidates, or go on with it where it was left: the same call finds what it has done.
 
     Args:
-        base: a scenario, its values, its file or name; or a comparison, its file, which says all but what is
-            given besides.
+        base: a scenario, its values, its file or name; or a comparison's file, which says all but what is given
+            besides; or a comparison that was planned, beside which nothing that it says is given.
         candidates: settings by dotted key, by the candidate's name.
         vary: values by dotted key. Keys of data, task and adversary make conditions, others candidates.
         seeds: a number, for 1, 2, ..., or a list; 5 unless given.
@@ -94,24 +95,27 @@ def compare(
         Interrupted: the same call goes on.
     """
     given = Given(model, data, Own(loss, metrics, transform), data_dir)
-    if isinstance(base, Comparison):
-        comparison = base
+    changes = {
+        "candidate": [{"name": name, "set": dict(each)} for name, each in candidates.items()] if candidates else None,
+        "vary": {key: list(values) for key, values in vary.items()} if vary else None,
+        "seeds": list(seeds) if isinstance(seeds, Sequence) else seeds,
+        "metric": metric,
+        "reference": reference,
+        "references": list(references) if tuple(references) != REFERENCES else None,
+        "leave_one_out": leave_one_out or None,
+        "target": target,
+        "tune": {"trials": tune} if tune is not None else None,
+    }
+    asked = {key: value for key, value in changes.items() if value is not None}
+    if not isinstance(base, Comparison):
+        objects = _digest(given)
+        comparison = plan(base, {**asked, **({"objects": objects} if objects else {})})
+    elif asked:
+        raise ScenarioError(
+            f"{base.origin}: {', '.join(asked)}: a planned comparison says that itself; give it to plan"
+        )
     else:
-        asked = {
-            "candidate": [{"name": name, "set": dict(each)} for name, each in candidates.items()]
-            if candidates
-            else None,
-            "vary": {key: list(values) for key, values in vary.items()} if vary else None,
-            "seeds": list(seeds) if isinstance(seeds, Sequence) else seeds,
-            "metric": metric,
-            "reference": reference,
-            "references": list(references) if tuple(references) != REFERENCES else None,
-            "leave_one_out": leave_one_out or None,
-            "target": target,
-            "tune": {"trials": tune} if tune is not None else None,
-            "objects": _digest(given) or None,
-        }
-        comparison = plan(base, {key: value for key, value in asked.items() if value is not None})
+        comparison = base
     view = progress if isinstance(progress, View) else View(progress)
     folder, comparison = opened(comparison, out)
     with _same_again(folder), claimed(folder):
@@ -172,7 +176,7 @@ def result_lines(found: Findings) -> list[str]:
 def _compared(comparison: Comparison, folder: Path, given: Given, view: View, budget: float | None) -> Findings:
     """Do what is left to be done, and say what was found."""
     if _complete(comparison, folder):
-        return findings(comparison, folder)
+        return _found_again(comparison, folder)
     jobs = Jobs(given)
     with starting(comparison.base.engine, view.note) as started:
         view.phase("loading the data")
@@ -243,10 +247,21 @@ def _found(comparison: Comparison, folder: Path, executed: Executed, notes: Sequ
     return found
 
 
+def _found_again(comparison: Comparison, folder: Path) -> Findings:
+    """What was found of runs that are all there, with what was noted when they were made, and its page anew."""
+    found = findings(comparison, folder)
+    noted = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))["notes"]
+    found = replace(found, notes=tuple(dict.fromkeys((*found.notes, *noted))))
+    report(found, folder / REPORT)
+    return found
+
+
 def _complete(comparison: Comparison, folder: Path) -> bool:
     """Whether everything was run and told; references that do not fit were left out then."""
     if not (folder / FINDINGS).is_file() or (comparison.leave_one_out and not comparison.clients):
         return False
+    if json.loads((folder / FINDINGS).read_text(encoding="utf-8"))["seeds"] != list(comparison.seeds):
+        return False  # a budget's, and what came later was killed before it was told
     return all(ended(folder / cell.folder) for cell in comparison.cells() if not cell.is_reference)
 
 

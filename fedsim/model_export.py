@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fedsim import checkpoints, seeds
 from fedsim.card import markdown
+from fedsim.data.corpus import BYTES
 from fedsim.errors import ModelError, RunFolderError, one_line
 from fedsim.extras import needed
 from fedsim.handover import CARD, SOURCES, WEIGHTS, Handed, opened
@@ -78,6 +79,8 @@ def export_model(
     handed = opened(run, client, model=model, data=data, data_dir=data_dir, **parts)
     if "format" not in handed.card or "strategy" not in handed.card:
         raise RunFolderError(f"{run} does not say enough of its model to export it; give a run of this version")
+    if handed.card["task"] == "control":
+        raise ModelError(f"{run}: a policy acts in its environment and answers no rows; load it with fedsim.load")
     card, difference = dict(handed.card), None
     if form == "torch":
         contents, files = _as_torch(handed)
@@ -195,9 +198,14 @@ def _compared(runtime: Any, graph: bytes, handed: Handed, largest: float | None)
     session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     x = _drawn(handed.preprocessing, ROWS, largest)
     ready = x if largest is None else torch.from_numpy(handed.preprocessing(x.numpy()))
-    with torch.no_grad():
-        wanted = handed.module(ready)
-    found = [session.run(None, {"x": rows.numpy()})[0] for rows in (x, x[:1])]  # the number of rows is free
+    try:
+        with torch.no_grad():
+            wanted = handed.module(ready)
+        found = [session.run(None, {"x": rows.numpy()})[0] for rows in (x, x[:1])]  # the number of rows is free
+    except Exception as error:  # whatever a user's code does with rows that it does not expect
+        raise ModelError(
+            f"the ONNX graph cannot be compared with torch: the model fails on rows drawn at random: {one_line(error)}"
+        ) from error
     if found[0].shape != tuple(wanted.shape) or len(found[1]) != 1:
         raise ModelError(f"the ONNX graph gives {list(found[0].shape)}, torch {list(wanted.shape)}: it depends on rows")
     difference = float(np.abs(found[0] - wanted.numpy()).max())
@@ -217,11 +225,15 @@ def _scaled_inside(preprocessing: Preprocessing) -> bool:
 
 
 def _drawn(preprocessing: Preprocessing, rows: int, largest: float | None = None) -> Tensor:
-    """Rows that look like the model's: tokens, raw pixels up to `largest`, or numbers around 0."""
+    """Rows that look like the model's: tokens, each of those that its place may hold; raw pixels up to `largest`; or
+    numbers around 0.
+    """
     draws = seeds.numpy_generator(0, "export", rows)
     shape = (rows, *preprocessing.shape)
     if preprocessing.whole:
-        return torch.from_numpy(draws.integers(0, preprocessing.vocabulary or 256, shape))
+        bounds = preprocessing.stored.get("places") or [[0, preprocessing.vocabulary or BYTES]]
+        low, high = np.array(bounds).T
+        return torch.from_numpy(draws.integers(low, high, shape))
     if largest is not None:
         return torch.from_numpy(np.floor(draws.random(shape) * (largest + 1)).astype(np.float32))
     return torch.from_numpy(draws.standard_normal(shape).astype(np.float32))

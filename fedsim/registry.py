@@ -76,7 +76,8 @@ def written_in(reference: str, folder: Path, what: str) -> Any:
     path = (folder / file).resolve()
     module = _load(path, what)
     if not hasattr(module, attribute):
-        raise ScenarioError(f"{what}: {path.name} defines no {attribute!r}.{nearest(attribute, vars(module))}")
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise ScenarioError(f"{what}: {path.name} defines no {attribute!r}.{nearest(attribute, public)}")
     return getattr(module, attribute)
 
 

@@ -20,11 +20,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def usual_signals() -> Iterator[None]:
-    """Ctrl-C does what it did before the test; the command, called in this process, leaves handlers of its own."""
-    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    """Ctrl-C interrupts, also where tests run in the background; the command, called here, leaves handlers behind."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signals._early.clear()
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,11 @@ from fedsim.errors import ModelError, RunFolderError
 from fedsim.handover import Handed, opened
 from fedsim.model_export import ROWS, TOLERANCE, as_onnx, as_program, export_model
 from fedsim.models.lstm import lstm
+from fedsim.models.ratings import ratings
 from fedsim.models.transformer import transformer
+from fedsim.planning import fast
 from fedsim.raw_rows import Preprocessing
+from fedsim.scenario import load
 from tests import small
 from tests.handed import Made, made
 from tests.test_cli import Command
@@ -141,6 +145,17 @@ def test_every_family_can_be_exported(make: Callable[[], Handed]) -> None:
     net = make()
     assert as_onnx(net)[1] <= TOLERANCE
     assert as_program(net)
+
+
+def test_tokens_are_drawn_of_those_that_a_place_may_hold() -> None:
+    """A user and a film share one vocabulary, but no place of a row; without the places it is one line."""
+    torch.manual_seed(0)
+    module = ratings((2,), 1, "regression", 16, users=5)
+    net = handed(module, (2,), whole=True)
+    told = replace(net.preprocessing, stored={"kind": "none", "places": [[0, 5], [5, 16]]})
+    assert as_onnx(net._replace(preprocessing=told))[1] <= TOLERANCE
+    with pytest.raises(ModelError, match="the model fails on rows drawn at random: IndexError"):
+        as_onnx(net)
 
 
 # An environment of links
@@ -319,3 +334,11 @@ def test_a_run_of_before_is_read_and_not_exported(pixels: Made, tmp_path: Path) 
         RunFolderError, match="does not say enough of its model to export it; give a run of this version"
     ):
         export_model(run, "torch", tmp_path / "given")
+
+
+def test_a_policy_is_not_exported(tmp_path: Path) -> None:
+    """It acts in an environment: nobody could ask it of rows."""
+    fedsim.run(fast(load("cartpole", ["engine.kind=inline", "references=[]"])), out=tmp_path / "run")
+    with pytest.raises(ModelError, match=r"a policy acts in its environment.*fedsim\.load"):
+        export_model(tmp_path / "run", "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

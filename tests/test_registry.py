@@ -113,6 +113,7 @@ def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
         ("absent.py:Net", "there is no file"),
         ("mine.py:", "should be file.py:name"),
         ("mine.py:Nett", "defines no 'Nett'. Did you mean Net?"),
+        ("mine.py:qqqqq", "defines no 'qqqqq'. Known: Net, five."),
         ("broken.py:Net", "cannot be imported: SyntaxError"),
         ("raising.py:Net", "cannot be imported: ZeroDivisionError"),
         ("leaving.py:Net", "cannot be imported: SystemExit: 3"),

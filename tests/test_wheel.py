@@ -69,8 +69,9 @@ def test_the_wheel_has_every_strategy_scenario_and_template(wheel: Path) -> None
     packed = set(zipfile.ZipFile(wheel).namelist())
     strategies = {f"fedsim/strategies/{path.name}" for path in (ROOT / "strategies").glob("*.py")}
     scenarios = {f"fedsim/scenarios/{path.name}" for path in (ROOT / "scenarios").glob("*.toml")}
-    templates = (ROOT / "fedsim/templates").rglob("*.*")
-    assert strategies | scenarios | {str(path.relative_to(ROOT)) for path in templates} <= packed
+    papers = {f"fedsim/scenarios/papers/{path.name}" for path in (ROOT / "scenarios/papers").glob("*.*")}
+    others = [*(ROOT / "fedsim/templates").rglob("*.*"), *(ROOT / "fedsim/report").glob("*.[cjb][!a]*")]
+    assert strategies | scenarios | papers | {str(path.relative_to(ROOT)) for path in others} <= packed
     assert {name.split("/")[0].split("-")[0] for name in packed} == {"fedsim"}
     assert "fedsim/py.typed" in packed
 

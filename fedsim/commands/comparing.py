@@ -73,7 +73,8 @@ def compare(
         _for_papers(found, figures, how, latex, as_json)
         return
     if len(names) > 1:
-        raise ScenarioError("give one comparison or scenario, or run folders alone")
+        other = next(name for name in names if not (Path(name) / "run.db").is_file())
+        raise ScenarioError(f"{other} is no run folder; give run folders alone, or one comparison or scenario")
     changes = {
         "vary": vary,
         "seeds": seeds,

@@ -152,7 +152,7 @@ def compared(paths: Sequence[Path], metric: str | None = None, reference: str | 
     places = [(run, name, run.folder / "references" / name) for run in runs for name in _BESIDE]
     beside = [(run, name, path) for run, name, path in places if run.candidate == first and found(path)]
     asked = Asked(
-        f"{len(runs)} runs",
+        f"{len(runs)} run{'s' if len(runs) > 1 else ''}",
         None,
         metric,
         candidates,

@@ -7,6 +7,7 @@ from typing import Any
 from fedsim.comparison import trials
 from fedsim.comparison.findings import Findings, Key
 from fedsim.comparison.plan import reference_name
+from fedsim.comparison.standings import worst_told
 from fedsim.comparison.statistics import Interval, Paired
 from fedsim.overview import figure
 from fedsim.privacy.accountant import rounded_up
@@ -183,9 +184,7 @@ def _costs(found: Findings, condition: str) -> Iterator[str]:
         epsilon = rounded_up(standing.epsilon) if standing.epsilon is not None else "-"
         cells = f"{worst:>11}{chance:>11}{epsilon:>8}{_plain(standing.rounds):>7}{_plain(standing.bytes / 1e6):>9}"
         yield from _named(key[1], f"{cells}{_plain(standing.seconds):>8}{f'{done}/{len(found.seeds)}':>7}")
-    if counts := {found.standings[key].clients for key in keys if found.standings[key].worst is not None}:
-        text = f"worst 10 % over {min(counts)} clients with enough test rows; by chance: were all of them equal"
-        yield from wrapped(text, 2)
+    yield from wrapped(worst_told([found.standings[key] for key in keys]), 2)
 
 
 def _targets(found: Findings, condition: str) -> Iterator[str]:
@@ -208,6 +207,23 @@ def _targets(found: Findings, condition: str) -> Iterator[str]:
         f"{_plain(end / _UNITS[unit][1])} {_UNITS[unit][0]}" for unit, end in zip(units, ends, strict=True)
     )
     yield from wrapped(f"who is not there by {told} counts as that", 2)
+    for key in _keys(found, condition):
+        paired = [f"{_UNITS[unit][0]} {_apart(each, _UNITS[unit][1])}" for unit, each in _differing(found, key)]
+        if paired:
+            yield from wrapped(f"{key[1]}, less {found.reference}: {', '.join(paired)}", 2)
+
+
+def _differing(found: Findings, key: tuple[str, str]) -> Iterator[tuple[str, Interval]]:
+    """What a candidate spent more than the reference, by unit; nothing of the reference itself."""
+    for unit, spent in found.horizon.items():
+        if key in spent and (difference := spent[key].difference) is not None and difference.n:
+            yield unit, difference
+
+
+def _apart(difference: Interval, scale: float) -> str:
+    """A paired difference with its interval over seeds."""
+    mean, low, high = (value / scale for value in (difference.mean, difference.low, difference.high))
+    return f"{mean:+.3g} ({low:+.3g} to {high:+.3g})" if math.isfinite(low) else f"{mean:+.3g}"
 
 
 _UNITS = {"rounds": ("rounds", 1.0), "bytes": ("MB", 1e6), "seconds": ("seconds", 1.0)}

@@ -26,9 +26,11 @@ class Standing:
         scores: seed -> the primary metric; nan where the run diverged, was stopped, or has not finished.
         mean, sd: of the finite scores; nan of none, sd of fewer than two.
         metrics: every test metric's mean over the seeds that measured it, by full name.
-        worst: the worst 10 % of clients by the primary metric; None where it was not measured.
+        worst: the worst 10 % of clients by the primary metric, mean over the seeds that had ten to count; None where
+            none had, or it was not measured.
         by_chance: what it would be, were all these clients equal; None where the metric is not accuracy.
-        clients: how many clients count in it, the least over seeds.
+        clients: how many clients count in it, the least over those seeds; over all where there are none.
+        too_few: the other seeds, of runs that did not fail.
         epsilon: the largest over seeds; None without privacy.
         delta: that it is at.
         rounds, seconds, bytes: means of whole runs.
@@ -42,6 +44,7 @@ class Standing:
     worst: float | None
     by_chance: float | None
     clients: int
+    too_few: tuple[int, ...]
     epsilon: float | None
     delta: float | None
     rounds: float
@@ -78,6 +81,11 @@ def standing(runs: Sequence[RunFacts], metric: str) -> Standing:
     names = dict.fromkeys(name for run in done for name in run.last)
     means = {name: _mean(run.last[name] for run in done if name in run.last) for name in names}
     over, worst = statistics.interval(scores.values()), _worst(means, metric)
+    counted = {
+        run.seed: len(run.own_rows)
+        for run in done
+        if worst is not None and math.isfinite(run.last.get(worst, math.nan))
+    }
     epsilons = [run.epsilon for run in runs if run.epsilon is not None]
     return Standing(
         scores=scores,
@@ -86,7 +94,8 @@ def standing(runs: Sequence[RunFacts], metric: str) -> Standing:
         metrics=means,
         worst=means[worst] if worst is not None else None,
         by_chance=_by_chance(done, worst),
-        clients=min((len(run.own_rows) for run in done), default=0),
+        clients=min(counted.values() or (len(run.own_rows) for run in done), default=0),
+        too_few=tuple(run.seed for run in done if run.seed not in counted) if counted else (),
         epsilon=max(epsilons, default=None),
         delta=next((run.delta for run in runs if run.epsilon is not None), None),
         rounds=_mean(len(run.rounds) for run in ended),
@@ -94,6 +103,18 @@ def standing(runs: Sequence[RunFacts], metric: str) -> Standing:
         bytes=_mean(run.bytes[-1] for run in ended if len(run.bytes)),
         ended={run.seed: run.reason for run in ended if run.reason is not None},
     )
+
+
+def worst_told(standings: Iterable[Standing]) -> str:
+    """For people, of how many clients and seeds the worst 10 % of a condition are; empty where nobody has them."""
+    with_worst = [each for each in standings if each.worst is not None]
+    if not with_worst:
+        return ""
+    clients = min(each.clients for each in with_worst)
+    few = sorted({seed for each in with_worst for seed in each.too_few})
+    listed = f"seed{'s' if len(few) > 1 else ''} {', '.join(map(str, few))}"
+    but = f", without {listed}, where fewer than ten have" if few else ""
+    return f"worst 10 % over {clients} clients with enough test rows{but}; by chance: were all of them equal"
 
 
 def _worst(means: Mapping[str, float], metric: str) -> str | None:

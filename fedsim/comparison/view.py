@@ -40,7 +40,8 @@ class View:
             if cell.folder in known:
                 self._seconds.setdefault((cell.condition, cell.candidate), []).append(known[cell.folder])
         seeds = f"{len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}"
-        parts = [f"{len(comparison.candidates)} candidates", seeds]
+        count = len(comparison.candidates)
+        parts = [f"{count} candidate{'s' if count > 1 else ''}", seeds]
         if len(comparison.conditions) > 1:
             parts.insert(1, f"{len(comparison.conditions)} conditions")
         there = f", {self._ended} of them there already" if self._ended else ""

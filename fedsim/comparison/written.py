@@ -20,6 +20,10 @@ from fedsim.tables import Count, Table
 TUNING_SEED = 1001
 """On whose validation rows candidates are tuned, unless told otherwise; no comparison counts that far."""
 _Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_EITHER = {
+    "base": "give a scenario's name or file, or its tables",
+    "seeds": "give a number from 1, for 1, 2, ..., or a list of whole numbers from 0",
+}
 
 
 class CandidateTable(Table):
@@ -96,16 +100,13 @@ def is_comparison(name: str) -> bool:
     return path.suffix == ".toml" and is_file(path) and "base" in read(path)
 
 
-def load(
-    name: str | Path, changes: Mapping[str, Any] = {}, settings: Sequence[str] = (), objects: str = ""
-) -> Comparison:
+def load(name: str | Path, changes: Mapping[str, Any] = {}, settings: Sequence[str] = ()) -> Comparison:
     """Read a comparison's file.
 
     Args:
         name: the file, or a comparison's folder.
         changes: keys of the file with other values: {"seeds": 3}.
         settings: "rounds=20" and the like, for its base.
-        objects: SHA-256 of what a Python program gives instead of names.
 
     Raises:
         ScenarioError: names the file and the key.
@@ -114,22 +115,7 @@ def load(
     path = path / "comparison.toml" if path.is_dir() else path
     if not is_file(path):
         raise ScenarioError(f"{path}: there is no such file")
-    content = {**read(path), **changes, **({"objects": objects} if objects else {})}
-    return parse(content, path.resolve().parent, str(path), settings)
-
-
-def from_vary(
-    base: str, vary: Sequence[str], changes: Mapping[str, Any] = {}, settings: Sequence[str] = ()
-) -> Comparison:
-    """A comparison in its short form.
-
-    Args:
-        base: name or file of a scenario.
-        vary: "strategy.name=fedavg,fedprox" and the like; values as in TOML, a bare word is a string.
-        changes: further keys, as in the file.
-        settings: for the base.
-    """
-    return parse({"base": base, "vary": varied(vary), **changes}, Path.cwd(), base, settings)
+    return parse({**read(path), **changes}, path.resolve().parent, str(path), settings)
 
 
 def varied(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -275,6 +261,8 @@ def _reason(error: ValidationError) -> str:
         return f"{key} is not known.{nearest(last, _fields(tables))}"
     if first["type"] == "missing":
         return f"{key} is missing"
+    if tables and tables[0] in _EITHER:
+        return f"{tables[0]}: {_EITHER[tables[0]]}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key}: {message[:1].lower()}{message[1:]}" if key else message
 

@@ -147,7 +147,7 @@ def named(table: Table, columns: Columns) -> Table:
         renamed[name] = values
     for name, column in columns.items():
         if name not in renamed and column.kind != "ignore":
-            raise DataError(f"{table.path}: there is no column {name!r}.{nearest(name, table.columns)}")
+            raise DataError(f"{table.path}: there is no column {name!r}, which data.schema declares; add it")
     return Table(table.path, renamed, table.lines)
 
 

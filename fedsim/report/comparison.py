@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from fedsim.comparison.findings import Findings, Key
 from fedsim.comparison.pairing import differing
+from fedsim.comparison.standings import worst_told
 from fedsim.comparison.statistics import FEWEST, FEWEST_FLIPS, Interval
 from fedsim.privacy.accountant import rounded_up
 from fedsim.report import contrasts, courses
@@ -98,13 +99,16 @@ def _result(found: Findings, condition: str) -> str:
     keys = [(condition, name) for name in names(found, condition)]
     if not keys:
         return paragraph("No run has finished yet.")
-    columns = ["candidate", "mean", "sd", "difference", "low", "high", "verdict", "worst 10 %", "epsilon", "finished"]
+    columns = ["candidate", "mean", "sd", "difference", "low", "high", "verdict", "worst 10 %", "by chance", "epsilon"]
+    columns.append("finished")
     caption = (
         f"{found.metric} after the last round ({better(found)}), over seeds; differences from {found.reference}, whose "
         "intervals hold together at 95 %"
     )
     elsewhere = {key[1]: metric for key in keys if (metric := score(found, key)[0]) != found.metric}
     notes = [f"{name} shares no model, so its figure is {metric}." for name, metric in elsewhere.items()]
+    if told := worst_told([found.standings[key] for key in keys]):
+        notes.append(f"{told[:1].upper()}{told[1:]}.")
     private = [standing for key in keys if (standing := found.standings[key]).epsilon is not None]
     if private:
         notes.append(
@@ -122,7 +126,7 @@ def _row(found: Findings, key: Key) -> Sequence[Cell]:
     done = sum(run.status == "done" for run in found.of(*key))
     metric, mean = score(found, key)
     spread = standing.sd if metric == found.metric else None
-    return [key[1], mean, spread, *compared, standing.worst, epsilon, f"{done}/{len(found.seeds)}"]
+    return [key[1], mean, spread, *compared, standing.worst, standing.by_chance, epsilon, f"{done}/{len(found.seeds)}"]
 
 
 def _differences(found: Findings, condition: str) -> str:
@@ -242,9 +246,10 @@ def _others(found: Findings, condition: str) -> str:
     rows.sort(key=lambda row: str(row[0]))
     columns = ["metric", "candidate", "mean", "difference", "low", "high"]
     caption = f"Differences from {found.reference}, each at 95 % by itself, without a verdict"
-    return (
-        folded(f"{len(rows)} differences in other test metrics", table(Table(columns, rows), caption)) if rows else ""
-    )
+    if not rows:
+        return ""
+    listed = folded(f"{len(rows)} differences in other test metrics", table(Table(columns, rows), caption))
+    return paragraph("Nobody named these beforehand, so they have no verdict.") + listed
 
 
 def _runs(found: Findings, place: Path) -> str:

@@ -105,6 +105,7 @@ def worst(found: Findings, condition: str) -> Iterator[Picture]:
     if all(tenth is None for _, _, tenth in rows):
         return
     called = [name for name, _, _ in rows]
+    alone_ = [f" {name}: mean over clients." for name in called if score(found, (condition, name))[0] != found.metric]
     places = [float(place) for place in range(len(rows))]
     tenths = [math.nan if tenth is None else tenth for _, _, tenth in rows]
     layout = charts.axes(short(found.metric), "")
@@ -114,8 +115,8 @@ def worst(found: Findings, condition: str) -> Iterator[Picture]:
         charts.points(tenths, places, "worst 10 % of clients", look(1)),
     ]
     caption = (
-        f"{short(found.metric)} of the test rows and of the 10 % of clients for whom it is worst on their own test "
-        f"rows, after the last round, mean over seeds{within(condition)}; {better(found)}."
+        f"The {short(found.metric)} of the test rows and of the 10 % of clients for whom it is worst on their own test "
+        f"rows, after the last round, mean over seeds{within(condition)}; {better(found)}.{''.join(alone_)}"
     )
     table = Table(["candidate", "test rows together", "worst 10 % of clients"], [[*row] for row in rows])
     yield Picture(

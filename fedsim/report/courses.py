@@ -77,6 +77,7 @@ def _curves(found: Findings, condition: str, kind: str, across: str) -> Iterator
         return
     own = f"personal/client-validation/clients/{short(metric)}"
     traces: list[Trace] = []
+    elsewhere: list[str] = []
     columns: dict[str, dict[int, tuple[float, float, float, float]]] = {}
     for name in names(found, condition):
         runs = found.of(condition, name)
@@ -86,9 +87,11 @@ def _curves(found: Findings, condition: str, kind: str, across: str) -> Iterator
         if not curve or max(x for x, *_ in curve.values()) == 0:  # who sends nothing has no place along bytes
             continue
         columns[name] = curve
+        elsewhere += [f" {name}: {series}."] if series != metric else []
         x, mean, low, high = (
             np.array(column) for column in zip(*thinned([*curve.values()], _MOST_ROUNDS), strict=True)
         )
+        x = x if kind != "learning" else x.astype(int)  # rounds are whole, and marked so
         look_ = style(found, name)
         if len(runs) > 1 and name in found.candidates:
             traces += [{**edge, "showlegend": False} for edge in charts.band(x, low, high, name, look_)]
@@ -97,7 +100,7 @@ def _curves(found: Findings, condition: str, kind: str, across: str) -> Iterator
         return
     caption = (
         f"{metric} by {across.partition(' ')[0]}, mean over seeds{within(condition)}; {better(found)}. Bands reach "
-        "from the lowest seed to the highest; grey are references."
+        f"from the lowest seed to the highest; grey are references.{''.join(elsewhere)}"
     )
     yield Picture(
         file_name(kind, condition),

@@ -27,7 +27,7 @@ def learning(told: Chronicle) -> list[Picture]:
     traces += _drawn(beside, [look(place + 1)._replace(colour=BESIDE.colour) for place in range(len(beside))])
     layout = charts.axes("round", metric, hovermode="x unified", shapes=_best(told))
     caption = (
-        f"{metric} by round; {'less' if told.lower else 'more'} is better."
+        f"The {metric} by round; {'less' if told.lower else 'more'} is better."
         + (" Test rows are looked at once, at the end." if tests else "")
         + _chosen(told)
         + (" Grey lines: the runs beside it." if beside else "")
@@ -151,7 +151,7 @@ def epsilon(told: Chronicle) -> list[Picture]:
     if planned is not None:
         traces.append(charts.level([*spent], planned, "planned for the whole run, at most"))
     layout = charts.axes("round", "epsilon", hovermode="x unified", yaxis={"rangemode": "tozero"})
-    caption = "Epsilon by round, of the client that spent most; what it covers is said beside."
+    caption = "Epsilon by round, of the client that spent most; what it covers is said below."
     return [Picture("epsilon", {"data": traces, "layout": layout}, caption, _table({"epsilon": spent}))]
 
 

@@ -1,7 +1,8 @@
 """Tables for papers: a comparison, or a run, as a LaTeX table in the style of booktabs.
 
-The file needs `\\usepackage{booktabs}` and nothing else. Whatever a name holds is set as it is read: letters with a
-meaning to LaTeX are escaped, signs that pdfLaTeX's standard fonts lack stand in mathematics.
+The file needs booktabs, and graphicx, by which a table that is wider than the text is made to fit. Whatever a name
+holds is set as it is read: letters with a meaning to LaTeX are escaped, signs that pdfLaTeX's standard fonts lack stand
+in mathematics.
 """
 
 import math
@@ -88,13 +89,14 @@ def latex(table: Tabular) -> str:
         r"\centering",
         f"\\caption{{{escape(table.caption)}}}",
         f"\\label{{{table.label}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         f"\\begin{{tabular}}{{{''.join(column.side for column in table.columns)}}}",
         r"\toprule",
         f"{heads} \\\\",
         r"\midrule",
         "\n\\midrule\n".join(groups),
         r"\bottomrule",
-        f"\\end{{tabular}}{''.join(notes)}",
+        f"\\end{{tabular}}}}{''.join(notes)}",
         r"\end{table}",
     ]
     text = "\n".join(source) + "\n"
@@ -105,7 +107,7 @@ def _needed(text: str) -> str:
     """What a document has to load for a table."""
     letters = sorted({letter for letter in text if ord(letter) > 0x7F})
     strange = "".join(letter for letter in letters if ord(letter) > _KNOWN_UP_TO or letter in _UNKNOWN)
-    needed = "% needs \\usepackage{booktabs}"
+    needed = "% needs \\usepackage{booktabs,graphicx}"
     if strange:
         return f"{needed}; compile with LuaLaTeX or XeLaTeX and a font that has {strange}"
     return f"{needed} and \\usepackage[T1]{{fontenc}}" if letters else needed

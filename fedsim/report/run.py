@@ -185,9 +185,13 @@ def _beside(told: Chronicle) -> str:
     if not told.beside:
         return ""
     rows = [_line("this run", told.overview), *(_line(run.title, run.overview) for run in told.beside)]
+    changed = (told.scenario.get("privacy") or {}).get("without") or {}
+    also = (
+        f" Without privacy, also {', '.join(f'{key} = {value}' for key, value in changed.items())}." if changed else ""
+    )
     columns = ["run", "status", "rounds", "test metric", "value", "epsilon", "seconds"]
     return (
-        paragraph("Made on the same data, from the same seed, with everything else equal.")
+        paragraph(f"Made on the same data, from the same seed.{also}")
         + table(Table(columns, rows), "The run and those made beside it")
         + html(_gains(told))
     )

@@ -55,7 +55,7 @@ def test_a_file_and_a_dry_run(fedsim: Command) -> None:  # noqa: F811
         (("--target", "accuracy"), "METRIC>=VALUE"),
         (("--budget", "fast"), "write it as 8h"),
         (("--format", "gif"), "--format gif"),
-        (("other.toml",), "one comparison or scenario"),
+        (("other.toml",), "small.toml is no run folder; give run folders alone, or one comparison or scenario"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(fedsim: Command, arguments: tuple[str, ...], message: str) -> None:  # noqa: F811

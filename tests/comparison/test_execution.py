@@ -96,12 +96,16 @@ def test_one_that_has_ended_says_so_again_and_runs_nothing(tmp_path: Path) -> No
         return compare(base, vary=vary, seeds=2, references=[], data=counting, out=tmp_path / "runs", progress=progress)
 
     first, told = again(Told()), Told()
+    page, kept = tmp_path / "runs" / comparing.REPORT, tmp_path / "runs" / comparing.FINDINGS
+    page.unlink()
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "notes": ["one was left out"]}), encoding="utf-8")
     loads = next(asks)
     assert loads == 2, "once for each seed"
     second = again(told)
     assert next(asks) == loads + 1
     assert told.runs == []
     assert second.sentences == first.sentences
+    assert second.notes == (*first.notes, "one was left out") and "one was left out" in page.read_text(), "the page too"
     assert [run.fingerprint for run in second.runs] == [run.fingerprint for run in first.runs]
 
 
@@ -198,6 +202,24 @@ def test_a_reference_that_does_not_fit_is_left_out_with_a_word(tmp_path: Path) -
     told = Told()
     compare(comparison, out=tmp_path / "runs", progress=told)
     assert told.runs == []
+
+
+def test_findings_of_fewer_seeds_are_not_taken_for_all_of_them(tmp_path: Path) -> None:
+    """As a budget leaves them, where the later runs were made and the process was killed before they were told."""
+    compare(asked(), out=tmp_path / "runs")
+    file = tmp_path / "runs" / "findings.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "seeds": [1], "notes": ["the budget was enough for 1 of 2 seeds"]}))
+    again = compare(asked(), out=tmp_path / "runs")
+    assert not any("budget" in note for note in again.notes)
+    assert json.loads(file.read_text()) == told
+
+
+def test_what_is_given_beside_a_planned_comparison_is_refused(tmp_path: Path) -> None:
+    """It would be ignored: fewer seeds asked for and all of them run."""
+    with pytest.raises(ScenarioError, match="small: seeds, metric: a planned comparison says that itself"):
+        compare(asked(), seeds=1, metric="global/central-test/rows/loss", out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_folder_has_one_comparison_and_one_process(tmp_path: Path) -> None:

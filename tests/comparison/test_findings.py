@@ -17,6 +17,7 @@ from scipy.stats import ttest_rel
 from fedsim import seeds
 from fedsim.comparison.facts import facts
 from fedsim.comparison.findings import Asked, Findings, RunFacts, compared, conclude, findings
+from fedsim.comparison.lines import findings_lines
 from fedsim.comparison.pairing import obstacle
 from fedsim.comparison.plan import Target, left_out_name
 from fedsim.comparison.written import parse
@@ -99,6 +100,19 @@ def test_the_worst_tenth_stands_beside_what_chance_would_give(tmp_path: Path) ->
     assert f"  {standing.by_chance:.4f} by chance, were all clients equal" in result.lines
     assert standing.clients == result.values["clients_counted"]
     assert standing.worst == result.values["metrics"][WORST]
+
+
+def test_seeds_with_too_few_clients_for_a_worst_tenth_are_left_out_and_named() -> None:
+    """Its mean is over the others, so the number of clients is theirs too."""
+    many, few = (dict.fromkeys(range(count), 9) for count in (12, 9))
+    runs = [made.facts(name, 1, 0.8, last={METRIC: 0.8, WORST: 0.4}, own_rows=many) for name in ("a", "b")] + [
+        made.facts(name, 2, 0.8, last={METRIC: 0.8}, own_rows=few) for name in ("a", "b")
+    ]
+    told = found(runs)
+    standing = told.standings["", "a"]
+    assert (standing.worst, standing.clients, standing.too_few) == (0.4, 12, (2,))
+    text = " ".join(line.strip() for line in findings_lines(told))
+    assert "worst 10 % over 12 clients with enough test rows, without seed 2, where fewer than ten have; by" in text
 
 
 def test_epsilon_is_of_the_client_that_spent_most(tmp_path: Path) -> None:
@@ -295,6 +309,7 @@ def test_the_target_counts_rounds_bytes_and_seconds() -> None:
     assert (fast.reached, fast.spent.mean, slow.reached, slow.spent.mean) == (3, 5, 0, 6)
     assert shown.horizon["seconds"]["", "fast"].spent.mean == 10
     assert shown.horizon["bytes"]["", "fast"].spent.mean == 5e6
+    assert "  fast, less slow: rounds -1 (-1 to -1), MB -1 (-1 to -1), seconds -2 (-2 to -2)" in findings_lines(shown)
 
 
 def test_clients_left_out_are_told_by_what_the_reference_loses() -> None:

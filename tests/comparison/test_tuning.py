@@ -477,7 +477,7 @@ def test_what_tuning_changed_is_run_untuned_beside_it() -> None:
     assert rates == {"fedavg": 0.2, "fedprox": 0.7, "untuned: fedprox": 0.2}
     assert len({cell.folder for cell in plan.cells()}) == 6
     again = parse(tomllib.loads(plan.to_toml()), Path(), "comparison.toml")
-    assert [cell.scenario for cell in again.cells()] == [cell.scenario for cell in plan.cells()]
+    assert [cell.scenario.to_toml() for cell in again.cells()] == [cell.scenario.to_toml() for cell in plan.cells()]
 
 
 # docs/tuning.md.

@@ -209,6 +209,35 @@ def test_a_reference_that_trains_alone_is_judged_by_clients_own_models(found: Fi
     assert row[1] == "0.7500" and "0.0500" not in row
 
 
+def test_pictures_say_which_figures_are_of_clients_own_models(found: Findings) -> None:
+    """A caption names the primary metric; the reference whose clients are alone has another."""
+    learned = replace(
+        found,
+        runs=tuple(
+            replace(run, metrics={"personal/client-validation/clients/accuracy": run.metrics[made.VALIDATION]})
+            if run.candidate == "reference: local"
+            else run
+            for run in found.runs
+        ),
+    )
+    assert named(learned, "learning").caption.endswith("reference: local: personal/client-validation/clients/accuracy.")
+    assert named(found, "worst").caption.endswith("reference: local: mean over clients.")
+    assert "mean over clients" not in named(found, "learning").caption
+
+
+def test_rounds_are_whole_so_that_no_half_round_is_marked(found: Findings) -> None:
+    assert all(isinstance(place, int | np.integer) for place in trace(named(found, "learning"), "slow")["x"])
+
+
+def test_the_worst_tenth_stands_beside_what_chance_makes_of_equal_clients(found: Findings) -> None:
+    """Ten clients with few test rows each differ by chance alone: without that figure 0.08 says nothing."""
+    key = ("", "fedavg")
+    standing = replace(found.standings[key], worst=0.0812, by_chance=0.1723, clients=9)
+    cells = Read(page := comparison_page(replace(found, standings={**found.standings, key: standing}), Path())).cells
+    row = cells[cells.index("fedavg") :]
+    assert row[row.index("0.0812") + 1] == "0.1723" and "clients with enough test rows; by chance" in page
+
+
 def test_what_costs_everybody_the_same_is_no_picture(found: Findings) -> None:
     equal = {key: replace(standing, bytes=1e6) for key, standing in found.standings.items()}
     assert [*contrasts.against_bytes(replace(found, standings=equal), "")] == []

@@ -81,7 +81,7 @@ def test_a_table_has_its_cells_in_their_places(rows: list[list[str]]) -> None:
     source = latex(
         Tabular([Column("a", "l"), Column("b"), Column("100 %")], [rows, [["x", "y", "z"]]], "It & that", "tab:x")
     )
-    assert source.splitlines()[0].startswith("% needs \\usepackage{booktabs}")
+    assert source.splitlines()[0].startswith("% needs \\usepackage{booktabs,graphicx}")
     assert cells(source)[0] == ["a", "b", "100 %"]
     quotes = [[shown(cell).replace("''", '"') for cell in row] for row in rows]
     assert [[cell.replace("''", '"') for cell in row] for row in cells(source)[1:]] == [*quotes, ["x", "y", "z"]]
@@ -91,12 +91,13 @@ def cells(source: str) -> list[list[str]]:
     """A strict reader of tables: environments are closed in order, rules stand between rows, columns are as many."""
     body = [line for line in source.splitlines() if not line.startswith("%")]
     assert body[0] == r"\begin{table}" and body[-1] == r"\end{table}" and body[1] == r"\centering"
-    begin = re.fullmatch(r"\\begin\{tabular\}\{([lr]+)\}", body[4])
+    assert body[4].startswith(r"\resizebox{") and body[4].endswith("{%")
+    begin = re.fullmatch(r"\\begin\{tabular\}\{([lr]+)\}", body[5])
     assert begin is not None
-    end = next(place for place, line in enumerate(body) if line.startswith(r"\end{tabular}"))
-    assert (body[5], body[end - 1]) == (r"\toprule", r"\bottomrule")
+    end = next(place for place, line in enumerate(body) if line == r"\end{tabular}}")
+    assert (body[6], body[end - 1]) == (r"\toprule", r"\bottomrule")
     found = []
-    for line in body[6 : end - 1]:
+    for line in body[7 : end - 1]:
         if line == r"\midrule":
             continue
         assert line.endswith(r" \\"), line
@@ -161,4 +162,5 @@ def test_latex_compiles_tables_and_figures(tmp_path: Path) -> None:
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-1500:].decode(errors="replace")
+    assert comparison_table(found).count(" & ") > 8 and b"Overfull" not in done.stdout, "a wide table fits the text"
     assert (tmp_path / "all.pdf").stat().st_size > 10_000

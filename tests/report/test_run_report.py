@@ -32,7 +32,8 @@ KINDS = ["private", "beside", "failing", "personal", "stopped", "unmeasured", "r
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of every kind, each in a folder of its name."""
     place = tmp_path_factory.mktemp("runs")
-    rounds.run(small.scenario({**small.PRIVATE, "privacy.without": {}, "title": "Private <b>&"}), out=place / "private")
+    private = {**small.PRIVATE, "privacy.without": {"train.learning_rate": 0.3}, "title": "Private <b>&"}
+    rounds.run(small.scenario(private), out=place / "private")
     rounds.run(small.scenario({"references": ["local", "constant"]}), out=place / "beside")
     small.run(small.job(small.POINTS, data=small.points(HUGE)), place / "failing")
     many = {"data.partition": {"kind": "iid", "clients": 12}, "strategy.name": "ditto"}
@@ -118,6 +119,12 @@ def test_what_epsilon_covers_stands_beside_it(made: Path) -> None:
     assert "For the curator alone" in page and "and nothing else: no losses, no counts, no failures" in page
     plain = run_page(chronicle(made / "beside"))
     assert "For the curator alone" not in plain and "This run promises nothing" in plain
+
+
+def test_what_else_differs_without_privacy_is_told(made: Path) -> None:
+    """A run beside it that has another learning rate as well is not "everything else equal"."""
+    assert "Without privacy, also train.learning_rate = 0.3." in run_page(chronicle(made / "private"))
+    assert "Without privacy, also" not in run_page(chronicle(made / "beside"))
 
 
 def test_texts_of_a_run_are_not_html(made: Path) -> None:

@@ -59,5 +59,5 @@ def _by_soundfile(data: bytes, name: str) -> tuple[int, np.ndarray]:
     try:
         values, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-        raise DataError(f"{name}: is no audio ({str(error).rstrip('.')}); take it out") from error
+        raise DataError(f"{name}: is no audio that soundfile knows; take it out") from error
     return int(rate), values

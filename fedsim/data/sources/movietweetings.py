@@ -57,6 +57,7 @@ def movietweetings(folders: Folders, *, users: Annotated[int, Field(ge=1)] = 115
             "kind": "movietweetings",
             "users": users,
             "films": len(films),
+            "places": [[0, users], [users, users + len(films)]],  # tokens of each: the first, and the end
             "catalogue": f"SHA-256 {_FILES['movies.dat']}",
             "target": {"mean": 7.0, "std": 2.0, "range": [0.0, 10.0]},  # declared, not fitted
         },
