@@ -4,6 +4,7 @@ A message says what is wrong, where (file, key, client, round) and what to chang
 it as one line and ends with `exit_code`; a traceback is for our own mistakes only.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -74,8 +75,8 @@ def named(origin: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's type and message on a single line, for records and replies."""
-    text = " ".join(str(error).split())
+    """The error's type and message on a single line without colours, for records and replies."""
+    text = " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(error)).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

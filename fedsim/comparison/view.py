@@ -1,6 +1,7 @@
 """What a person sees while a comparison runs: a line for every run that has ended, and how long the rest will take."""
 
 import math
+import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -88,9 +89,10 @@ class View:
         self._progress.phase(f"{self._name}: {text}" if self._name and text else text)
 
     def note(self, text: str) -> None:
-        """Say it once."""
-        if text not in self._noted:
-            self._noted.add(text)
+        """Say it once, also where another run says it with other numbers."""
+        said = re.sub(r"\d[\d.]*", "#", text)
+        if said not in self._noted:
+            self._noted.add(said)
             self._progress.note(text)
 
     def round(self, record: RoundRecord, shown: Mapping[str, float | None]) -> None:

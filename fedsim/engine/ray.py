@@ -55,6 +55,8 @@ class RayEngine:
         """
         self.settings, self.tell = settings or Settings(), tell
         self._abandoned = abandoned or threading.Event()
+        if self.settings.address is not None:
+            check_address(self.settings.address)
         self._joined = not ray.is_initialized()
         self._group: PlacementGroup | None = None
         self.actors: list[Any] = []
@@ -175,8 +177,6 @@ def _join(settings: Settings, workers: int | None) -> None:
     if settings.object_store_memory is not None:
         own["object_store_memory"] = int(settings.object_store_memory * 1e9)
     place = {"address": settings.address} if settings.address is not None else {"address": "local", **own}
-    if settings.address is not None:
-        check_address(settings.address)
     try:
         with deferred(), alone():
             ray.init(**place, configure_logging=True, logging_level=logging.ERROR, log_to_driver=False)

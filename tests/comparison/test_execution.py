@@ -20,6 +20,7 @@ from fedsim.comparison import execution, written
 from fedsim.comparison.execution import claimed, summary
 from fedsim.comparison.findings import Findings
 from fedsim.comparison.plan import Comparison
+from fedsim.comparison.view import View
 from fedsim.data.build import build
 from fedsim.data.corpus import Corpus
 from fedsim.data.federation import Federation
@@ -343,3 +344,11 @@ def test_on_ray_the_bits_are_the_same(ray_engine: "RayEngine", tmp_path: Path, m
     monkeypatch.setattr(comparing, "starting", lambda settings, tell: started)
     compare(on_ray, out=tmp_path / "ray")
     assert fingerprints(on_ray, tmp_path / "ray") == fingerprints(comparison, tmp_path / "inline")
+
+
+def test_what_several_runs_say_with_other_numbers_is_said_once() -> None:
+    told = Told()
+    view = View(told)
+    for text in ("3 of 10 clients have few rows", "7 of 10 clients have few rows", "Ray waits"):
+        view.note(text)
+    assert told.notes == ["3 of 10 clients have few rows", "Ray waits"]
