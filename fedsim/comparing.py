@@ -40,7 +40,7 @@ from fedsim.job import ModelSource
 from fedsim.origins import contents, origins
 from fedsim.origins import reference as called
 from fedsim.own import Loss, Metric, Own
-from fedsim.progress import Progress, clock
+from fedsim.progress import Progress, clock, short_path
 from fedsim.report.comparison import report
 from fedsim.scenario import Scenario
 
@@ -169,7 +169,7 @@ def forecast(
 
 def result_lines(found: Findings) -> list[str]:
     """For people: what was found, and where it is."""
-    where = [f"{_short(found.folder / REPORT)}"] if found.folder is not None else []
+    where = [f"{short_path(found.folder / REPORT)}"] if found.folder is not None else []
     return [*findings_lines(found), *where]
 
 
@@ -250,17 +250,21 @@ def _found(comparison: Comparison, folder: Path, executed: Executed, notes: Sequ
 def _found_again(comparison: Comparison, folder: Path) -> Findings:
     """What was found of runs that are all there, with what was noted when they were made, and its page anew."""
     found = findings(comparison, folder)
-    noted = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))["notes"]
-    found = replace(found, notes=tuple(dict.fromkeys((*found.notes, *noted))))
+    found = replace(found, notes=tuple(dict.fromkeys((*found.notes, *_written(folder)["notes"]))))
     report(found, folder / REPORT)
     return found
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """What was found when the runs were made."""
+    return dict(json.loads((folder / FINDINGS).read_text(encoding="utf-8")))
 
 
 def _complete(comparison: Comparison, folder: Path) -> bool:
     """Whether everything was run and told; references that do not fit were left out then."""
     if not (folder / FINDINGS).is_file() or (comparison.leave_one_out and not comparison.clients):
         return False
-    if json.loads((folder / FINDINGS).read_text(encoding="utf-8"))["seeds"] != list(comparison.seeds):
+    if _written(folder)["seeds"] != list(comparison.seeds):
         return False  # a budget's, and what came later was killed before it was told
     return all(ended(folder / cell.folder) for cell in comparison.cells() if not cell.is_reference)
 
@@ -270,7 +274,7 @@ def _same_again(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        text = f"interrupted; {_short(folder)} keeps what was done, and the same command goes on with it"
+        text = f"interrupted; {short_path(folder)} keeps what was done, and the same command goes on with it"
         raise Interrupted(text) from None
 
 
@@ -297,7 +301,3 @@ def _digest(given: Given) -> str:
         for text in contents(origins(part)).values():
             total.update(text)
     return total.hexdigest() if any_given else ""
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

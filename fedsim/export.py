@@ -12,14 +12,12 @@ from typing import IO, Any, TextIO
 
 from fedsim.errors import RunFolderError
 from fedsim.reading import Records
-from fedsim.records import schema, to_json
+from fedsim.records import HOLD_JSON, schema, to_json
 from fedsim.registry import nearest
 
 FORMATS = ("csv", "json", "parquet")
 ROWS_AT_ONCE = 50_000
 """A row group of a Parquet file, and the most rows that are held in memory."""
-
-_HOLD_JSON = {"clients": ["metrics"], "sketches": ["vector"], "summary": ["value"], "tests": ["metrics"]}
 
 
 def export(folder: Path, table: str, format: str, out: Path | None, stream: TextIO) -> int:
@@ -71,7 +69,7 @@ def _write_csv(rows: Iterator[sqlite3.Row], table: str, file: IO[str]) -> int:
 
 
 def _write_json(rows: Iterator[sqlite3.Row], table: str, file: IO[str]) -> int:
-    parsed = _HOLD_JSON.get(table, ())
+    parsed = HOLD_JSON.get(table, ())
     encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
     count = 0
     file.write("[")

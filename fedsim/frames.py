@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import RunFolderError
 from fedsim.extras import needed
 from fedsim.reading import Records
-from fedsim.records import schema
+from fedsim.records import HOLD_JSON, schema
 from fedsim.registry import nearest
 
 if TYPE_CHECKING:
@@ -72,9 +72,10 @@ def _shaped(table: str, frame: "pandas.DataFrame") -> "pandas.DataFrame":
         for name in dict.fromkeys(name for values in parsed for name in values):
             frame[f"metric/{name}"] = [values.get(name) for values in parsed]
             frame[f"metric/{name}"] = frame[f"metric/{name}"].astype(float)
+        return frame
     if table == "metrics":
         wide = frame.pivot(index="round", columns="name", values="value").reset_index()
         return wide.rename_axis(columns=None)
-    for column in {"summary": ["value"], "sketches": ["vector"]}.get(table, ()):
+    for column in HOLD_JSON.get(table, ()):
         frame[column] = [json.loads(text) for text in frame[column]]
     return frame

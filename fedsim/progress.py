@@ -5,6 +5,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, TextIO
 
 from fedsim.privacy.accountant import rounded_up
@@ -117,6 +118,11 @@ def wrapped(text: str, indent: int = 0) -> list[str]:
     """A text as lines of at most 80 columns; those after the first are indented by two more."""
     first, others = " " * indent, " " * (indent + 2)
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
+
+
+def short_path(path: Path) -> Path:
+    """Relative to the current folder where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def shortened(text: str, width: int) -> str:

@@ -20,6 +20,8 @@ from typing import Any, Literal, NamedTuple
 from fedsim.errors import RunFolderError
 
 SCHEMA_VERSION = 4
+HOLD_JSON = {"clients": ["metrics"], "sketches": ["vector"], "summary": ["value"], "tests": ["metrics"]}
+"""Columns of text that hold JSON, by table."""
 
 Phase = Literal["train", "evaluate"]
 Status = Literal["ok", "failed"]

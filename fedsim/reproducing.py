@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from fedsim.comparing import compare
+from fedsim.comparison.candidates import joined
 from fedsim.comparison.facts import RunFacts
 from fedsim.comparison.plan import Comparison
 from fedsim.comparison.statistics import Interval, interval
@@ -309,7 +310,7 @@ def _told(judged: Judged) -> str:
 
 
 def _name(published: Published) -> str:
-    return ", ".join(filter(None, (published.condition, published.candidate)))
+    return joined(published.condition, published.candidate)
 
 
 def _number(value: float, figure: Figure) -> str:

@@ -35,6 +35,11 @@ class Checkpoint(NamedTuple):
     places: Sequence[StateRow]
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder has the records of a run."""
+    return (path / "run.db").is_file()
+
+
 def open_run(path: Path) -> Records:
     """The records of a run, read-only, also while it is still going on.
 

@@ -20,6 +20,7 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import LOUD, noise_over_clip
 from fedsim.privacy.statement import statement
 from fedsim.privacy.statement import values as privacy_values
+from fedsim.progress import short_path
 from fedsim.records import ClientRow
 from fedsim.stopping import Stop, Watch
 
@@ -227,7 +228,7 @@ def closing_block(values: Mapping[str, Any], which: str, between: Sequence[str] 
         f"{name} ({which}): {'not measured' if math.isnan(value) else f'{value:.4f}'}",
         *between,
         f"fingerprint {values['fingerprint']}",
-        f"{_short(Path(values['folder']))}/   run.db   model/",
+        f"{short_path(Path(values['folder']))}/   run.db   model/",
     ]
 
 
@@ -376,8 +377,3 @@ def _sources(job: Job) -> dict[str, str]:
     named = names([*job.scenario.own_files(), *(origin for _, origin in job.origins)])
     files = {where: origin for where, origin in job.origins if isinstance(origin, Path)}
     return {where: named[file] for where, file in files.items() if not where.startswith("__main__:")}
-
-
-def _short(path: Path) -> Path:
-    """Relative to the current folder where it lies below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

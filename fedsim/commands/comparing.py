@@ -65,15 +65,16 @@ def compare(
     from fedsim.comparison import dry
     from fedsim.comparison.findings import compared
     from fedsim.progress import Lines
+    from fedsim.stored import is_run
 
     how, stream = asked(format, width), sys.stderr if as_json else sys.stdout
-    if all((Path(name) / "run.db").is_file() for name in names):
+    if all(is_run(Path(name)) for name in names):
         found = compared([Path(name) for name in names], metric, reference)
         _tell(found, as_json)
         _for_papers(found, figures, how, latex, as_json)
         return
     if len(names) > 1:
-        other = next(name for name in names if not (Path(name) / "run.db").is_file())
+        other = next(name for name in names if not is_run(Path(name)))
         raise ScenarioError(f"{other} is no run folder; give run folders alone, or one comparison or scenario")
     changes = {
         "vary": vary,

@@ -83,12 +83,12 @@ def crossed(
     labels = _labels([key for table in tables for key in table])
     plain = base.strategy.name if not candidates and varied == [{}] else ""
     crossed_candidates = [
-        Candidate(_joined(each.name, _named(change, labels)), {**each.settings, **change}, each.tune)
+        Candidate(joined(each.name, _named(change, labels)), {**each.settings, **change}, each.tune)
         for each in candidates or [Candidate(plain, {})]
         for change in varied
     ]
     crossed_conditions = [
-        Condition(_joined(each.name, _named(change, labels)), {**each.settings, **change})
+        Condition(joined(each.name, _named(change, labels)), {**each.settings, **change})
         for each in conditions or [Condition("", {})]
         for change in problems
     ]
@@ -128,6 +128,11 @@ def applied(scenario: Scenario, changes: Mapping[str, Any], origin: str) -> Scen
             kept = {last, *_OWN_KEYS.get(table, ())}
             dropped[table] = {name: part for name, part in inner.items() if name in kept}
     return scenario.changed({**dict(sorted(dropped.items())), **changes}, origin)
+
+
+def joined(*parts: str) -> str:
+    """For people, such as a condition and a candidate; the only condition has no name, which is left out."""
+    return ", ".join(part for part in parts if part)
 
 
 def _table(content: Mapping[str, Any], dotted: str) -> Mapping[str, Any] | None:
@@ -194,10 +199,6 @@ def _written(value: Any) -> str:
         text = " ".join(f"{key}={_written(inner)}" for key, inner in value.items())
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
     return json.dumps(value)
-
-
-def _joined(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)
 
 
 def _check_distinct(entries: Sequence[Candidate] | Sequence[Condition], what: str) -> None:

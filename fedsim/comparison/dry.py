@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedsim.comparison.candidates import joined
 from fedsim.comparison.execution import Bench
 from fedsim.comparison.plan import Cell
 from fedsim.comparison.view import View
@@ -96,7 +97,7 @@ def lines(found: Sequence[Estimate]) -> list[str]:
     """For people, at most 80 columns."""
     rows = [f"{'':<{_NAME}}{'runs':>5}{'rounds':>7}{'s/round':>9}{'each':>8}{'disk':>9}{'epsilon':>8}"]
     for each in found:
-        name = shortened(", ".join(filter(None, (each.condition, each.candidate))), _NAME - 1)
+        name = shortened(joined(each.condition, each.candidate), _NAME - 1)
         epsilon = f"{rounded_up(each.epsilon)}" if each.epsilon is not None else "-"
         rows.append(
             f"{name:<{_NAME}}{each.runs:>5}{each.rounds:>7}{each.round_seconds:>9.2f}{clock(each.seconds):>8}"

@@ -26,7 +26,7 @@ from fedsim.job import Job
 from fedsim.observers import Observer
 from fedsim.resuming import begun_or_resumed
 from fedsim.signals import Interrupts
-from fedsim.stored import open_run, reading
+from fedsim.stored import is_run, open_run, reading
 
 PLAN = "comparison.toml"
 
@@ -110,7 +110,7 @@ def summary(folder: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: it cannot be read.
     """
-    if not (folder / "run.db").is_file():
+    if not is_run(folder):
         return {}
     with closing(open_run(folder)) as records, reading(folder):
         return dict(records.summary())

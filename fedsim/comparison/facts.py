@@ -133,11 +133,6 @@ def facts(folder: Path, condition: str = "", candidate: str = "") -> RunFacts:
         )
 
 
-def found(folder: Path) -> bool:
-    """Whether there is a run to read in a folder."""
-    return (folder / "run.db").is_file()
-
-
 def _status(summary: Mapping[str, Any]) -> tuple[Status, str | None]:
     if not summary:
         return "unfinished", None

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedsim.comparison import statistics, tuning
-from fedsim.comparison.facts import RunFacts, facts, found
+from fedsim.comparison.facts import RunFacts, facts
 from fedsim.comparison.horizon import Course, Spent, to_target
 from fedsim.comparison.pairing import data_of, differing_lines, grouped, obstacle, own_ways, surroundings
-from fedsim.comparison.plan import Comparison, Target, left_out_name, reference_name, untuned_name
+from fedsim.comparison.plan import REFERENCES, Comparison, Target, left_out_name, reference_name, untuned_name
 from fedsim.comparison.resampling import paired_bootstrap, read_resampled
 from fedsim.comparison.standings import Gain, Key, Standing, gains, standing
 from fedsim.comparison.statistics import Better, Interval, Paired
 from fedsim.errors import RunFolderError
 from fedsim.registry import nearest
+from fedsim.stored import is_run
 
 __all__ = ["Asked", "Findings", "Gain", "Key", "RunFacts", "Standing", "compared", "conclude", "findings"]
 
-_BESIDE = ("local", "central", "constant")
 _ENDED = {"stopped": "was stopped", "diverged": "diverged"}
 
 
@@ -111,7 +111,7 @@ def findings(comparison: Comparison, folder: Path) -> Findings:
         RunFolderError: a run cannot be read, or the primary metric was never measured.
     """
     cells = comparison.cells()
-    there = [cell for cell in cells if found(folder / cell.folder)]
+    there = [cell for cell in cells if is_run(folder / cell.folder)]
     runs = [facts(folder / cell.folder, cell.condition, cell.candidate) for cell in there]
     asked = Asked(
         comparison.title,
@@ -149,8 +149,8 @@ def compared(paths: Sequence[Path], metric: str | None = None, reference: str | 
     if reference is not None and reference not in candidates:
         raise RunFolderError(f"there is no candidate {reference!r}.{nearest(reference, candidates)}")
     first = reference or candidates[0]
-    places = [(run, name, run.folder / "references" / name) for run in runs for name in _BESIDE]
-    beside = [(run, name, path) for run, name, path in places if run.candidate == first and found(path)]
+    places = [(run, name, run.folder / "references" / name) for run in runs for name in REFERENCES]
+    beside = [(run, name, path) for run, name, path in places if run.candidate == first and is_run(path)]
     asked = Asked(
         f"{len(runs)} run{'s' if len(runs) > 1 else ''}",
         None,

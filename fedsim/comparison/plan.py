@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from fedsim import companions, records
-from fedsim.comparison.candidates import Candidate, Condition, applied
+from fedsim.comparison.candidates import Candidate, Condition, applied, joined
 from fedsim.errors import ScenarioError
 from fedsim.registry import as_path
 from fedsim.scenario import Scenario
@@ -200,7 +200,7 @@ class Comparison:
     def scenario(self, condition: Condition, candidate: Candidate, seed: int) -> Scenario:
         """What a candidate's run is: the base, changed by the condition, the candidate, and what tuning chose."""
         tuned = self.tuned.get((condition.name, candidate.name), {})
-        called = ", ".join(filter(None, (self.base.title, condition.name, candidate.name)))
+        called = joined(self.base.title, condition.name, candidate.name)
         alone = {"seed": seed, "title": called, "references": [], "privacy.without": None}
         where = f", condition {condition.name!r}" if condition.name else ""
         return applied(
@@ -221,7 +221,7 @@ class Comparison:
 
     def _reference(self, condition: Condition, name: str, seed: int) -> Scenario:
         """The base with a strategy that promises nothing, and so without privacy; nobody attacks it."""
-        called = ", ".join(filter(None, (self.base.title, condition.name)))
+        called = joined(self.base.title, condition.name)
         alone = {"seed": seed, "title": called, "references": []}
         scenario = applied(self.base, {**condition.settings, **alone}, self.origin)
         if scenario.privacy.level is not None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedsim.comparison.candidates import joined
 from fedsim.comparison.spaces import RATE
 from fedsim.progress import shortened, wrapped
 from fedsim.ranges import Range, read
@@ -63,7 +64,7 @@ class Tuned:
     @property
     def name(self) -> str:
         """For people."""
-        return ", ".join(filter(None, self.key))
+        return joined(*self.key)
 
     @property
     def best(self) -> int:

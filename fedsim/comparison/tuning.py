@@ -21,6 +21,7 @@ import numpy as np
 
 from fedsim import checkpoints
 from fedsim.comparison import trials
+from fedsim.comparison.candidates import joined
 from fedsim.comparison.facts import RunFacts, facts
 from fedsim.comparison.plan import Cell, Comparison, Tuning, reference_name
 from fedsim.comparison.proposals import propose
@@ -69,7 +70,7 @@ class Spot:
     @property
     def name(self) -> str:
         """For people."""
-        return ", ".join(filter(None, self.key))
+        return joined(*self.key)
 
     @property
     def is_reference(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsim.comparison.candidates import joined
 from fedsim.comparison.plan import Cell, Comparison
 from fedsim.progress import Progress, Silent, clock, shortened
 from fedsim.records import RoundRecord
@@ -110,7 +111,7 @@ class View:
 
 
 def _named(cell: Cell) -> str:
-    return f"{', '.join(filter(None, (cell.condition, cell.candidate)))}, seed {cell.seed}"
+    return f"{joined(cell.condition, cell.candidate)}, seed {cell.seed}"
 
 
 def _figure(metric: str | None, values: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from fedsim import adversaries, citations, registry
 from fedsim.data.partition import KINDS
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.report.latex import escape
-from fedsim.stored import stored_environment, stored_scenario
+from fedsim.stored import is_run, stored_environment, stored_scenario
 
 Values = Mapping[str, Any]
 
@@ -123,7 +123,7 @@ def described(paper: str) -> Work:
 
 
 def _runs(folder: Path) -> list[Path]:
-    if (folder / "run.db").is_file():
+    if is_run(folder):
         return [folder]
     found = sorted(path.parent for path in folder.rglob("run.db"))
     if not found:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from fedsim.comparison.candidates import joined
 from fedsim.comparison.findings import Findings, Key
 from fedsim.comparison.pairing import differing
 from fedsim.comparison.standings import worst_told
@@ -255,7 +256,7 @@ def _others(found: Findings, condition: str) -> str:
 def _runs(found: Findings, place: Path) -> str:
     rows: list[Sequence[Cell]] = [
         [
-            ", ".join(filter(None, (run.condition, run.candidate))),
+            joined(run.condition, run.candidate),
             run.seed,
             run.status if run.reason is None else f"{run.status}: {run.reason}",
             f"{len(run.rounds)}/{run.rounds_planned}",
@@ -267,7 +268,7 @@ def _runs(found: Findings, place: Path) -> str:
     ]
     links = [
         f'<li><a href="{text(quote(os.path.relpath(run.folder / "report.html", place)))}">'
-        f"{text(', '.join(filter(None, (run.condition, run.candidate))))}, seed {run.seed}</a></li>"
+        f"{text(joined(run.condition, run.candidate))}, seed {run.seed}</a></li>"
         for run in found.runs
         if (run.folder / "report.html").is_file()
     ]

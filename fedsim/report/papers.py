@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fedsim.comparison.facts import RunFacts, facts, found
+from fedsim.comparison.facts import RunFacts, facts
 from fedsim.comparison.findings import Findings, Key
 from fedsim.errors import RunFolderError
 from fedsim.privacy.accountant import rounded_up
 from fedsim.report.candidates import names, score, short
 from fedsim.report.latex import Column, Tabular, latex, number
+from fedsim.stored import is_run
 
 _BESIDE = ("without-privacy", "references/local", "references/central", "references/constant")
 
@@ -114,7 +115,7 @@ def _with_beside(folder: Path) -> Iterator[tuple[str, RunFacts]]:
     run = facts(folder)
     yield str(run.scenario.get("title") or folder.name), run
     for name in _BESIDE:
-        if found(folder / name):
+        if is_run(folder / name):
             yield f"{name.removeprefix('references/').replace('-', ' ')}", facts(folder / name)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -31,14 +30,6 @@ pytest.importorskip("plotly")
 @pytest.fixture(scope="module")
 def found() -> Findings:
     return built.findings()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[browsers.Browser]:
-    if (program := browsers.installed()) is None:
-        pytest.skip("there is no Chromium to look at reports with: apt-get install chromium")
-    with browsers.Browser(program) as opened:
-        yield opened
 
 
 def named(found: Findings, kind: str, condition: str = "") -> Picture:

@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -48,14 +47,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prices = (x[:, 0] + owners).astype(np.float32)
     small.run(small.job({"data.partition": {"kind": "natural"}}, data=(x, prices, owners)), place / "regression")
     return place
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[browsers.Browser]:
-    if (program := browsers.installed()) is None:
-        pytest.skip("there is no Chromium to look at reports with: apt-get install chromium")
-    with browsers.Browser(program) as opened:
-        yield opened
 
 
 def figures_of(page: str) -> list[dict[str, Any]]:
