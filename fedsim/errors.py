@@ -53,6 +53,14 @@ class NotFiniteError(ClientError):
     """A client's loss or update is not finite."""
 
 
+class DeployError(FedsimError):
+    """A server, a node or their keys that are not as a deployment needs them."""
+
+
+class Refused(DeployError):
+    """What a node's owner does not allow, or what is not what it says; the reason goes back to the coordinator."""
+
+
 class StoppedByPolicy(FedsimError):
     """A run ended by its own rules (every client failed, `on_client_error = "fail"`, divergence)."""
 

@@ -26,7 +26,7 @@ from fedsim.combiners import Fold, chunk_numbers
 from fedsim.data.federation import CentralPart, Part
 from fedsim.errors import RunFolderError, ScenarioError, StoppedByPolicy, one_line
 from fedsim.evaluation import asked, client_metrics
-from fedsim.grid import CLIENT_FAILED, FIRST_NODE, SimulatedGrid, addressed, with_content
+from fedsim.grid import CLIENT_FAILED, FIRST_NODE, NumberedGrid, addressed, with_content
 from fedsim.local import Work
 from fedsim.metrics import EvaluatedModel
 from fedsim.parameters import Weights, is_finite, to_record
@@ -275,7 +275,7 @@ class AlgorithmStrategy(Strategy):
     def _summed(self, grid: Grid) -> bool:
         """Whether workers sum their chunks: where nobody needs a single update."""
         colluding = self._adversary is not None and self._adversary.collude is not None
-        return self.algorithm.linear and not colluding and isinstance(grid, SimulatedGrid)
+        return self.algorithm.linear and not colluding and isinstance(grid, NumberedGrid) and grid.sums
 
     def _fault(self, reply: Message) -> str | None:
         """Why a reply does not count; None where it does. A chunk's sum is judged as a whole, later."""
@@ -385,7 +385,7 @@ class AlgorithmStrategy(Strategy):
 
     def _find_nodes(self, grid: Grid) -> None:
         clients = range(self._federation.clients)
-        if isinstance(grid, SimulatedGrid):
+        if isinstance(grid, NumberedGrid):
             self._nodes = range(FIRST_NODE, len(clients) + FIRST_NODE)
             return
         queries = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]

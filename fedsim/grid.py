@@ -1,4 +1,4 @@
-"""Flower's Grid over the simulated clients of one federation.
+"""Flower's Grid over the clients of one federation.
 
 The one seam between coordination and work: `push_messages` and `pull_messages`. An engine fills in `begin`; everything
 else that Flower's abstract Grid wants is here, and so are the private names of Flower that a simulation
@@ -11,7 +11,7 @@ from itertools import count, groupby
 from typing import Any, NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -19,7 +19,7 @@ from fedsim.errors import StoppedByPolicy
 from fedsim.states import ClientStates, State
 
 FIRST_NODE = 2
-"""Flower reserves node ids 0 and 1; on a simulated grid a client's node id is its number + 2."""
+"""Flower reserves node ids 0 and 1; on a numbered grid a client's node id is its number + 2."""
 CLIENT_FAILED = 2
 DROPPED_OUT = 5
 WORKER_LOST = 8
@@ -35,10 +35,15 @@ class Chunk(NamedTuple):
 
 
 class ChunkResult(NamedTuple):
-    """A reply for every message of a chunk, in order, and the new states by client."""
+    """A reply for every message of a chunk, in order, and the new states by client.
+
+    Attributes:
+        seconds: that each reply took, from a program that measures it.
+    """
 
     replies: list[Message]
     states: Mapping[int, State]
+    seconds: Sequence[float] = ()
 
 
 ChunkProgram = Callable[[Chunk], ChunkResult]
@@ -57,6 +62,10 @@ class Begun(NamedTuple):
     drop: Callable[[], None] = lambda: None
 
 
+Begin = Callable[[Sequence[Chunk]], Begun]
+"""Begins chunks' work; what was begun before comes first, where workers are short."""
+
+
 class _Pushed(NamedTuple):
     """Messages that were pushed together, as chunks, and their work."""
 
@@ -64,23 +73,26 @@ class _Pushed(NamedTuple):
     begun: Begun
 
 
-class SimulatedGrid(Grid, ABC):
-    """A grid whose clients are simulated.
+class NumberedGrid(Grid, ABC):
+    """A grid whose nodes are the clients of a federation, by number: those of a simulation, or deployed ones.
 
     Messages with the same chunk number in their config, one after another, go to one worker together; a
     message without a number is a chunk of its own. Replies come back one per message, in order.
 
     Attributes:
         population: K.
-        states: what clients keep between rounds.
+        states: what clients keep between rounds, where they do not keep it themselves.
+        sums: whether one worker has all clients of a chunk, and can send their sum.
     """
+
+    sums = True
 
     def __init__(self, population: int, states: ClientStates | None = None) -> None:
         self.population = population
         self.states = states if states is not None else ClientStates(population)
         self._pushed: dict[str, _Pushed] = {}
         self._replies: dict[str, Message] = {}
-        self._run = _begin_run()
+        self._run = begin_run()
 
     @abstractmethod
     def begin(self, chunks: Sequence[Chunk]) -> Begun:
@@ -92,7 +104,7 @@ class SimulatedGrid(Grid, ABC):
         if not sent:  # nobody would pull it, so that its work would never end
             return []
         for message in sent:
-            _stamp(message)
+            stamp(message, str(next(_message_ids)))
         chunks = [self._chunk(list(group)) for _, group in groupby(enumerate(sent), _chunk_key)]
         pushed, names = _Pushed(chunks, self.begin(chunks)), [message.metadata.message_id for message in sent]
         self._pushed |= dict.fromkeys(names, pushed)
@@ -227,7 +239,7 @@ class Asked:
     """Messages on their way to a cohort, some of whose clients do no work."""
 
     def __init__(
-        self, grid: SimulatedGrid, messages: Sequence[Message], absent: Mapping[int, str], *, stacked: bool = False
+        self, grid: NumberedGrid, messages: Sequence[Message], absent: Mapping[int, str], *, stacked: bool = False
     ) -> None:
         """Deliver messages, one for each client.
 
@@ -268,7 +280,7 @@ def silenced(message: Message) -> Message:
 
 
 def client_number(message: Message) -> int:
-    """The client that a message on a simulated grid is for."""
+    """The client that a message on a numbered grid is for."""
     return message.metadata.dst_node_id - FIRST_NODE
 
 
@@ -304,12 +316,17 @@ def _chunk_key(numbered: tuple[int, Message]) -> tuple[str, int | float | str]:
     return message.metadata.message_type, setting(message, "chunk", f"alone {position}")
 
 
-def _begin_run() -> Run:
+def begin_run() -> Run:
     """Tell Flower that this process coordinates a run; without it no message can be made."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     return Run.create_empty(1)
 
 
-def _stamp(message: Message) -> None:
-    """Give a message the id that its reply refers to."""
-    message.metadata.__dict__["_message_id"] = str(next(_message_ids))
+def stamp(message: Message, name: str) -> None:
+    """Give a message its id, which its reply refers to."""
+    message.metadata.__dict__["_message_id"] = name
+
+
+def has_main(app: ServerApp) -> bool:
+    """Whether a ServerApp has a main function; without one it is of Flower's older form, which knows no messages."""
+    return getattr(app, "_main", app) is not None

@@ -9,7 +9,7 @@ from fedsim.driving import Driven
 from fedsim.errors import ClientError
 from fedsim.evaluation import attack_success, central_metrics
 from fedsim.flower import central_messages
-from fedsim.grid import SimulatedGrid
+from fedsim.grid import NumberedGrid
 from fedsim.local import Work
 from fedsim.records import ClientRow
 from fedsim.replies import client_rows, total_statistics
@@ -22,7 +22,7 @@ Raises:
 """
 
 
-def on_central_rows(work: Work, grid: SimulatedGrid, model: ArrayRecord, part: CentralPart) -> Measuring:
+def on_central_rows(work: Work, grid: NumberedGrid, model: ArrayRecord, part: CentralPart) -> Measuring:
     """Begin to measure the global model on a central set, and on its rows with an adversary's trigger."""
     rows, block = len(work.federation.central[part].x), work.job.scenario.evaluate.batch_size
     if not rows:
@@ -44,7 +44,7 @@ def on_central_rows(work: Work, grid: SimulatedGrid, model: ArrayRecord, part: C
 
 def on_clients_rows(
     work: Work,
-    grid: SimulatedGrid,
+    grid: NumberedGrid,
     strategy: Driven,
     round: int,
     messages: Sequence[Message],

@@ -18,7 +18,7 @@ from fedsim.engine.inline import InlineEngine
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.federating import DataSource
 from fedsim.flower import AlgorithmStrategy
-from fedsim.grid import SimulatedGrid, client_number, silenced
+from fedsim.grid import NumberedGrid, client_number, silenced
 from fedsim.job import Job, ModelSource
 from fedsim.local import Received, Work, one_thread
 from fedsim.own import NOTHING, Own
@@ -151,7 +151,7 @@ def _driven_cohorts(job: Job, last: int, since: Checkpoint | None) -> Iterator[l
         yield _drawn(work, strategy, number, grid)
 
 
-def _drawn(work: Work, strategy: StockStrategy, round: int, grid: SimulatedGrid) -> list[int]:
+def _drawn(work: Work, strategy: StockStrategy, round: int, grid: NumberedGrid) -> list[int]:
     strategy.configure_train(round, to_record(work.layout, strategy.weights), ConfigRecord(), grid)
     return strategy.cohort
 
@@ -264,7 +264,7 @@ def _say_other(past: Past, round: int, then: str, now: str, progress: Progress) 
     progress.note(text)
 
 
-def _train(number: int, records: Records, strategy: Driven, grid: SimulatedGrid, work: Work) -> None:
+def _train(number: int, records: Records, strategy: Driven, grid: NumberedGrid, work: Work) -> None:
     """One round's training and server step.
 
     Clients that failed are not asked: perhaps they were late, or their worker died, and here they would not fail. In

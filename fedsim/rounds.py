@@ -29,7 +29,7 @@ from fedsim.engine import Engine, starting
 from fedsim.errors import ClientError, FedsimError, Interrupted, ScenarioError, StoppedByPolicy
 from fedsim.federating import DataSource
 from fedsim.flower import AlgorithmStrategy
-from fedsim.grid import DROPPED_OUT, Asked, SimulatedGrid, client_number
+from fedsim.grid import DROPPED_OUT, Asked, NumberedGrid, client_number
 from fedsim.job import Job, ModelSource
 from fedsim.local import Work, one_thread
 from fedsim.measuring import Measuring, on_central_rows, on_clients_rows, together
@@ -226,7 +226,7 @@ class Run:
     def __init__(
         self,
         work: Work,
-        grid: SimulatedGrid,
+        grid: NumberedGrid,
         folder: RunFolder,
         watch: Watch,
         interrupts: Interrupts,

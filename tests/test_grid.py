@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedsim.engine import Engine
 from fedsim.flower import AlgorithmStrategy
-from fedsim.grid import CLIENT_FAILED, FIRST_NODE, SimulatedGrid
+from fedsim.grid import CLIENT_FAILED, FIRST_NODE, NumberedGrid
 from fedsim.job import Job
 from fedsim.local import Work
 from fedsim.parameters import to_record
@@ -33,7 +33,7 @@ def work(job: Job) -> Work:
 
 
 @pytest.fixture
-def grid(engine: Engine, job: Job) -> SimulatedGrid:
+def grid(engine: Engine, job: Job) -> NumberedGrid:
     return engine.grid(job)
 
 
@@ -47,7 +47,7 @@ def vector(reply: Message) -> torch.Tensor:
     return torch.from_numpy(reply.content.array_records["update"]["vector"].numpy())
 
 
-def test_every_message_has_its_reply_in_order(grid: SimulatedGrid, work: Work) -> None:
+def test_every_message_has_its_reply_in_order(grid: NumberedGrid, work: Work) -> None:
     """Also a failing client's: its reply is an error with the reason."""
     messages = [message(work, client, "update") for client in (3, 2, 1, 0)]
     replies = grid.send_and_receive(messages)
@@ -58,7 +58,7 @@ def test_every_message_has_its_reply_in_order(grid: SimulatedGrid, work: Work) -
     assert "round 1, client 2" in str(replies[1].error.reason)
 
 
-def test_a_chunks_sum_is_in_its_last_sound_reply(grid: SimulatedGrid, work: Work) -> None:
+def test_a_chunks_sum_is_in_its_last_sound_reply(grid: NumberedGrid, work: Work) -> None:
     """Weighted, without the failing client; the other replies carry metrics alone."""
     arrays = to_record(work.layout, work.initial)
     single = {
@@ -76,26 +76,26 @@ def test_a_chunks_sum_is_in_its_last_sound_reply(grid: SimulatedGrid, work: Work
     assert all("metrics" in reply.content for reply in replies if reply.has_content())
 
 
-def test_no_messages_no_replies(grid: SimulatedGrid) -> None:
+def test_no_messages_no_replies(grid: NumberedGrid) -> None:
     """Strategies may configure nothing, and an empty Poisson cohort is a round too."""
     assert grid.send_and_receive([]) == []
 
 
-def test_without_messages_nothing_is_begun(grid: SimulatedGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_messages_nothing_is_begun(grid: NumberedGrid, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody would ever pull it, so that every round would leave an engine one more batch to look through."""
     begun: list[object] = []
     monkeypatch.setattr(grid, "begin", begun.append)
     assert grid.push_messages([]) == [] and not begun
 
 
-def test_a_message_with_arrays_that_do_not_fit_is_an_error_reply(grid: SimulatedGrid, work: Work) -> None:
+def test_a_message_with_arrays_that_do_not_fit_is_an_error_reply(grid: NumberedGrid, work: Work) -> None:
     other = ArrayRecord({"weight": next(iter(to_record(work.layout, work.initial).values()))})
     (reply,) = grid.send_and_receive([message(work, 0, "update", other)])
     assert reply.has_error()
     assert "do not match its layout" in str(reply.error.reason)
 
 
-def test_replies_do_not_share_arrays(grid: SimulatedGrid, work: Work) -> None:
+def test_replies_do_not_share_arrays(grid: NumberedGrid, work: Work) -> None:
     """Some of Flower's strategies pop arrays out of replies."""
     arrays = to_record(work.layout, work.initial)
     replies = grid.send_and_receive([message(work, client, "model", arrays) for client in (0, 1)])
@@ -105,18 +105,18 @@ def test_replies_do_not_share_arrays(grid: SimulatedGrid, work: Work) -> None:
     assert list(arrays) == names
 
 
-def test_nodes_are_clients_from_two_on(grid: SimulatedGrid) -> None:
+def test_nodes_are_clients_from_two_on(grid: NumberedGrid) -> None:
     """Flower keeps ids 0 and 1 for itself."""
     assert grid.get_node_ids() == [2, 3, 4, 5]
 
 
-def test_pushed_messages_can_be_pulled_once(grid: SimulatedGrid, work: Work) -> None:
+def test_pushed_messages_can_be_pulled_once(grid: NumberedGrid, work: Work) -> None:
     names = grid.push_messages([message(work, client, "update") for client in (0, 1)])
     assert [reply.metadata.src_node_id for reply in grid.pull_messages(names)] == [2, 3]
     assert grid.pull_messages(names) == []
 
 
-def test_messages_without_a_chunk_are_answered_alone(grid: SimulatedGrid, work: Work) -> None:
+def test_messages_without_a_chunk_are_answered_alone(grid: NumberedGrid, work: Work) -> None:
     """As stock strategies send them: the reply is the client's whole model."""
     sent = [message(work, client, "model") for client in (0, 1)]
     for each in sent:

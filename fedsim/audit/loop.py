@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord
 
 from fedsim.driving import Driven
 from fedsim.errors import StoppedByPolicy
-from fedsim.grid import Begun, Chunk, SimulatedGrid
+from fedsim.grid import Begun, Chunk, NumberedGrid
 from fedsim.local import Work, one_thread
 from fedsim.parameters import to_record
 from fedsim.past import PATIENCE
@@ -16,7 +16,7 @@ from fedsim.progress import Progress
 from fedsim.worker import chunk_program
 
 
-class WorkGrid(SimulatedGrid):
+class WorkGrid(NumberedGrid):
     """Chunks one after another on a work that is there already."""
 
     def __init__(self, work: Work) -> None:

@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from flwr.app import Message
+
 from fedsim.devices import gpus_of
 from fedsim.engine.habits import MEMORY, QUIET
 from fedsim.errors import ScenarioError
-from fedsim.grid import SimulatedGrid
+from fedsim.grid import Begin, ChunkProgram, NumberedGrid
 from fedsim.job import Job, check_workers
 from fedsim.machine import cores
 from fedsim.signals import deferred
@@ -28,8 +30,20 @@ class Engine(Protocol):
         """Who works."""
         ...
 
-    def grid(self, job: Job, states: ClientStates | None = None) -> SimulatedGrid:
+    def grid(self, job: Job, states: ClientStates | None = None) -> NumberedGrid:
         """A grid that does a job's work on these workers; clients' states are in memory unless given."""
+        ...
+
+    def program(self, make: Callable[[], ChunkProgram], cost: Callable[[Message], float]) -> Begin:
+        """Have these workers run a program of another kind than a job's.
+
+        Args:
+            make: makes the program, in each worker.
+            cost: of a message; how long its work takes, in any unit.
+
+        Returns:
+            What begins chunks of the program.
+        """
         ...
 
     def close(self) -> None:

@@ -1,8 +1,10 @@
 """Clients one after another in this process: for debugging, and the oracle of the Ray engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from fedsim.grid import Begun, Chunk, ChunkResult, SimulatedGrid
+from flwr.app import Message
+
+from fedsim.grid import Begin, Begun, Chunk, ChunkProgram, ChunkResult, NumberedGrid
 from fedsim.job import Job
 from fedsim.local import Work, one_thread
 from fedsim.states import ClientStates
@@ -14,15 +16,20 @@ class InlineEngine:
 
     description = "inline"
 
-    def grid(self, job: Job, states: ClientStates | None = None) -> SimulatedGrid:
+    def grid(self, job: Job, states: ClientStates | None = None) -> NumberedGrid:
         """A grid that does a job's work here."""
         return InlineGrid(job, states)
+
+    def program(self, make: Callable[[], ChunkProgram], cost: Callable[[Message], float]) -> Begin:
+        """Have this process run a program of another kind than a job's."""
+        run = one_thread()(make())
+        return lambda chunks: Begun(lambda: [run(chunk) for chunk in chunks])
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-class InlineGrid(SimulatedGrid):
+class InlineGrid(NumberedGrid):
     """Chunks one after another, on one thread: with more, sums would be bracketed otherwise than in workers."""
 
     def __init__(self, job: Job, states: ClientStates | None = None) -> None:

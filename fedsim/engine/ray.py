@@ -24,7 +24,7 @@ from fedsim.engine.parcels import Store
 from fedsim.engine.schedule import Queue
 from fedsim.environment import numerics
 from fedsim.errors import FedsimError, ScenarioError, one_line
-from fedsim.grid import Begun, Chunk, SimulatedGrid, client_number, setting
+from fedsim.grid import Begin, Begun, Chunk, ChunkProgram, NumberedGrid, client_number, setting
 from fedsim.job import Job
 from fedsim.signals import deferred
 from fedsim.states import ClientStates
@@ -78,9 +78,13 @@ class RayEngine:
         where = f" at {self.settings.address}" if self.settings.address is not None else ""
         return f"Ray{where}, {self.workers} worker{'s' if self.workers != 1 else ''}"
 
-    def grid(self, job: Job, states: ClientStates | None = None) -> SimulatedGrid:
+    def grid(self, job: Job, states: ClientStates | None = None) -> NumberedGrid:
         """A grid that does a job's work on these workers."""
         return RayGrid(self, job, states)
+
+    def program(self, make: Callable[[], ChunkProgram], cost: Callable[[Message], float]) -> Begin:
+        """Have these workers run a program of another kind than a job's."""
+        return Shift(self, lambda actor: actor.load.remote(make), None, cost).begin
 
     def start_worker(self, number: int) -> Any:
         """A new worker at a place, from 0; it may have to wait for a CPU."""
@@ -137,7 +141,39 @@ class RayEngine:
             check_alike(numerics(), machines)
 
 
-class RayGrid(SimulatedGrid):
+class Shift:
+    """A crew with one program, and the arrays that it has been sent.
+
+    Attributes:
+        crew: the workers.
+    """
+
+    def __init__(
+        self,
+        engine: RayEngine,
+        install: Callable[[Any], Ref],
+        client_timeout: float | None,
+        cost: Callable[[Message], float],
+    ) -> None:
+        """Wait until every worker has the program.
+
+        Args:
+            engine: whose workers they are.
+            install: gives a worker the program.
+            client_timeout: seconds that a client may take.
+            cost: of a message; how long its work takes, in any unit.
+        """
+        self._store, self._cost = Store(_put), cost
+        self.crew = Crew(engine, install, client_timeout)
+        self.crew.wait_until_ready()
+
+    def begin(self, chunks: Sequence[Chunk]) -> Begun:
+        """Give workers that are idle their first chunks, those of the largest cost first."""
+        queue = Queue(chunks, self._store.parcels(chunks), self._cost)
+        return self.crew.begin(Batch(queue, self._store.refs))
+
+
+class RayGrid(NumberedGrid):
     """Chunks to idle workers, those with most rows first.
 
     Attributes:
@@ -146,21 +182,20 @@ class RayGrid(SimulatedGrid):
 
     def __init__(self, engine: RayEngine, job: Job, states: ClientStates | None = None) -> None:
         super().__init__(job.federation.clients, states)
-        self._store = Store(_put)
         self._sizes = {part: job.federation.sizes(part) for part in PARTS.values()}
         federation, whole = _put(job.federation), _put(replace(job, federation=job.federation.emptied()))
         code = own_code(job.scenario)
-        self.crew = Crew(
+        self._shift = Shift(
             engine,
             lambda actor: actor.install.remote(whole, code, federation),
             job.scenario.cohort.client_timeout,
+            self._rows,
         )
-        self.crew.wait_until_ready()
+        self.crew = self._shift.crew
 
     def begin(self, chunks: Sequence[Chunk]) -> Begun:
         """Give workers that are idle their first chunks."""
-        queue = Queue(chunks, self._store.parcels(chunks), self._rows)
-        return self.crew.begin(Batch(queue, self._store.refs))
+        return self._shift.begin(chunks)
 
     def _rows(self, message: Message) -> float:
         """Rows that a message's work goes over."""

@@ -30,8 +30,8 @@ from fedsim.grid import (
     Begun,
     Chunk,
     ChunkResult,
+    NumberedGrid,
     Selected,
-    SimulatedGrid,
     client_number,
     failure,
     setting,
@@ -247,7 +247,7 @@ def way(growing: Growing, scenario: Scenario) -> Way:
     return made[name](growing, scenario)
 
 
-class _Clients(SimulatedGrid):
+class _Clients(NumberedGrid):
     """Clients that grow trees, in threads of this process."""
 
     def __init__(self, growing: Growing, eta: float, *, new: bool) -> None:

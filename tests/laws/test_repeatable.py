@@ -14,7 +14,7 @@ import torch
 
 from fedsim.engine import Engine
 from fedsim.engine.inline import InlineEngine, InlineGrid
-from fedsim.grid import Begun, Chunk, ChunkResult, SimulatedGrid
+from fedsim.grid import Begun, Chunk, ChunkResult, NumberedGrid
 from fedsim.job import Job
 from fedsim.states import ClientStates
 from fedsim.stored import open_run
@@ -177,7 +177,7 @@ class Struck:
     def __init__(self, engine: "RayEngine") -> None:
         self.engine = engine
 
-    def grid(self, job: Job, states: ClientStates | None = None) -> SimulatedGrid:
+    def grid(self, job: Job, states: ClientStates | None = None) -> NumberedGrid:
         import ray
 
         grid = self.engine.grid(job, states)
@@ -198,7 +198,7 @@ class Harassed(Struck):
 
     description = "Ray, harassed"
 
-    def grid(self, job: Job, states: ClientStates | None = None) -> SimulatedGrid:
+    def grid(self, job: Job, states: ClientStates | None = None) -> NumberedGrid:
         import ray
 
         from fedsim.engine.ray import RayGrid

@@ -13,7 +13,7 @@ from fedsim.arrays import encode
 from fedsim.composition import algorithm_of
 from fedsim.errors import ScenarioError
 from fedsim.flower import AlgorithmStrategy
-from fedsim.grid import CLIENT_FAILED, Begun, Chunk, SimulatedGrid, client_number, failure
+from fedsim.grid import CLIENT_FAILED, Begun, Chunk, NumberedGrid, client_number, failure
 from fedsim.job import Job
 from fedsim.local import Work
 from fedsim.parameters import to_record
@@ -61,7 +61,7 @@ def of(name: str) -> Algorithm:
     return work(name).algorithm
 
 
-class Nobody(SimulatedGrid):
+class Nobody(NumberedGrid):
     """A grid whose clients never do anything."""
 
     def begin(self, chunks: Sequence[Chunk]) -> Begun:
