@@ -1,7 +1,7 @@
 """Who takes part in a round: cohort rules, sampling, and limits on participations.
 
 A cohort is a pure function of (rule, seed, round, participations so far), so that a resumed run draws the
-same clients as an uninterrupted one.
+same clients as an uninterrupted one; unless its coins are secret, which privacy may need.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import numpy as np
 
 from fedsim import seeds
 from fedsim.errors import ScenarioError
+from fedsim.seeds import Coins
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Cohorts:
         separation: int = 1,
         *,
         registered: bool = False,
+        coins: Coins = seeds.numpy_generator,
     ) -> None:
         """Before round 1.
 
@@ -68,18 +70,22 @@ class Cohorts:
             separation: rounds between two participations of a client, at least.
             registered: whether all K clients are drawn from, and those that are not able just send nothing: who else is
                 drawn is not to tell whether they have rows.
+            coins: that decide; secret ones where a promise rests on nobody's knowing who is drawn.
         """
         self.participations = np.zeros(len(able), dtype=np.int64)
         self.drawn: list[int] = []
         self.last = np.zeros(len(able), dtype=np.int64)
         self._rule, self._seed, self._limit, self._separation = rule, seed, limit, separation
+        self._coins = coins
         self._able, self._population = able, np.ones_like(able) if registered else able
 
     def draw(self, round: int) -> list[int]:
         """The round's cohort, sorted: who was drawn and has rows."""
         rested = (self.last == 0) | (self.last <= round - self._separation)
         able = self._population & rested
-        self.drawn = sample(self._rule, self._seed, round, self.participations, self._limit, able=able)
+        self.drawn = sample(
+            self._rule, self._seed, round, self.participations, self._limit, able=able, coins=self._coins
+        )
         self.participations[self.drawn] += 1
         self.last[self.drawn] = round
         return [number for number in self.drawn if self._able[number]]
@@ -110,6 +116,7 @@ def sample(
     limit: int | None,
     *,
     able: np.ndarray | None = None,
+    coins: Coins = seeds.numpy_generator,
 ) -> list[int]:
     """Draw a round's cohort.
 
@@ -120,6 +127,7 @@ def sample(
         participations: [K] rounds each client has been charged for.
         limit: clients with this many leave the population before the draw; None keeps all.
         able: [K] bool, the clients that can take part at all, those with train rows; None for all.
+        coins: that decide.
 
     Returns:
         Sorted client numbers. All that remain, where fewer than a fixed size do; `poisson` may draw nobody.
@@ -128,13 +136,13 @@ def sample(
     remains = np.ones(population, dtype=bool) if able is None else able
     if limit is not None:
         remains = remains & (participations < limit)
-    generator = seeds.numpy_generator(seed, "cohort", round)
+    draw = coins(seed, "cohort", round, 0)
     if rule.poisson is not None:
-        cohort = np.flatnonzero((generator.random(population) < rule.poisson) & remains)
+        cohort = np.flatnonzero((draw.random(population) < rule.poisson) & remains)
     else:
         clients = np.flatnonzero(remains)
         size = min(_fixed_size(rule, population), len(clients))
-        cohort = np.sort(generator.choice(clients, size, replace=False, shuffle=False))
+        cohort = np.sort(draw.choice(clients, size, replace=False, shuffle=False))
     numbers: list[int] = cohort.tolist()
     return numbers
 

@@ -6,7 +6,7 @@ which builds model and algorithm from it by itself; the federation's arrays are 
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Job:
         own: the user's loss, metrics and transform, as they were given.
         lengths: of what own metrics sum up.
         origins: where what is the user's own was written, with its reference.
+        coins: of the mechanism of privacy: its noise, its Poisson batches, and cohorts where they are part of it.
     """
 
     scenario: Scenario
@@ -74,6 +75,7 @@ class Job:
     own: Own = NOTHING
     lengths: Mapping[str, int] = field(default_factory=dict)
     origins: Sequence[tuple[str, Origin]] = ()
+    coins: seeds.Coins = seeds.numpy_generator
 
     @property
     def rule(self) -> CohortRule:
@@ -91,8 +93,16 @@ class Job:
         able, plan = self.federation.train_rows > 0, self.privacy
         if plan is None:
             return Cohorts(self.rule, self.scenario.seed, able)
-        limit, separation = plan.max_participations, plan.separation
-        return Cohorts(self.rule, self.scenario.seed, able, limit, separation, registered=plan.level == "client")
+        hidden = plan.level == "client" and plan.by_round  # chance is then part of the proof
+        return Cohorts(
+            self.rule,
+            self.scenario.seed,
+            able,
+            plan.max_participations,
+            plan.separation,
+            registered=plan.level == "client",
+            coins=self.coins if hidden else seeds.numpy_generator,
+        )
 
     def identity(self, client: int) -> str:
         """Whose data a client has: in all runs the same for a natural client, and for parts that are dealt alike.
@@ -107,9 +117,9 @@ class Job:
             name = f"client {client} of {self.federation.digest}"
         return seeds.digest(name).hex()[:16]
 
-    def draws(self, purpose: str, number: int) -> np.random.Generator:
+    def draws(self, purpose: str, number: int) -> seeds.Draw:
         """The coins of the server's noise: of one purpose and one round or node."""
-        return seeds.numpy_generator(self.scenario.seed, purpose, number)
+        return self.coins(self.scenario.seed, purpose, number, 0)
 
     def local_steps(self, client: int) -> int:
         """Optimiser steps of a client in a round; on pooled rows as many as a cohort's clients take together."""
@@ -179,6 +189,25 @@ def prepare_on(
     """`prepare` with data that are loaded and split already, as `federate` gives them."""
     with named(scenario.origin):
         return _prepared(federation, scenario, model, data, own_of(scenario, own))
+
+
+def with_secret_coins(job: Job) -> Job:
+    """The same job, with coins of the mechanism that nobody can draw again: what a promise to people needs.
+
+    Two runs of one seed then differ in noise, Poisson batches and Poisson cohorts. So does a run that is resumed: its
+    committed rounds stay as they were, charges included, and later ones are drawn anew. All else follows the seed as
+    before: the first model, the order of batches, dropout.
+
+    Raises:
+        PrivacyError: the mechanism needs its noise again in later rounds.
+    """
+    plan = job.privacy
+    if plan is not None and plan.level == "client" and plan.separation > 1:
+        raise PrivacyError(
+            "privacy.client.mechanism = 'tree' takes noise of earlier rounds off again, so secret noise would have to "
+            "be kept with the models, where whoever reads it could take it off them; use mechanism = 'gaussian'"
+        )
+    return replace(job, coins=seeds.secret)
 
 
 def _prepared(

@@ -313,8 +313,8 @@ class Work:
         plan = self.job.privacy
         if plan is None or not self.noises_itself:
             return vector
-        draws = seeds.numpy_generator(self.job.scenario.seed, "upload noise", round, number)
-        noise = gaussian(len(vector), plan.noise_multiplier * plan.clip, self.leaving, draws)
+        draw = self.job.coins(self.job.scenario.seed, "upload noise", round, number)
+        noise = gaussian(len(vector), plan.noise_multiplier * plan.clip, self.leaving, draw)
         return noised(clipped(self._cut(vector), plan.clip), noise)
 
     def _clipped(self, vector: Tensor, clip: float | None) -> Tensor:

@@ -2,15 +2,43 @@
 
 A draw is named by (seed, purpose, round, client). SHA-256 of that name seeds a generator of its own, so a
 draw depends on nothing else: not on the worker, the order of clients or what was drawn before.
+
+What a mechanism of privacy draws comes from `Coins`: `numpy_generator` gives its named draws, which whoever knows the
+seed can draw again, and `secret` those of the operating system, which nobody can.
 """
 
 import hashlib
+import math
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
+
+_BLOCK = 2**15  # normal draws that are made together, so that they stay in a core's cache
+
+
+class Draw(Protocol):
+    """The coins of one draw of a mechanism, as far as it asks for them: NumPy's generators, or `SecretDraw`."""
+
+    def random(self, size: int, /) -> np.ndarray:
+        """[size] independent uniform numbers in [0, 1), float64."""
+        ...
+
+    def standard_normal(self, size: int, /) -> np.ndarray:
+        """[size] independent draws of N(0, 1), float64."""
+        ...
+
+    def choice(self, a: np.ndarray, size: int, replace: bool, *, shuffle: bool) -> np.ndarray:
+        """[size] of the values `a`; without `shuffle` their order is no draw."""
+        ...
+
+
+Coins = Callable[[int, str, int, int], Draw]
+"""(seed, purpose, round, client) -> the coins of that draw."""
 
 
 def digest(*name: int | str) -> bytes:
@@ -34,6 +62,45 @@ def numpy_generator(seed: int, purpose: str, round: int = 0, client: int = 0) ->
     The name's 256 bits fill its 128 bits of state: no two of a run's draws begin alike.
     """
     return np.random.Generator(np.random.PCG64(np.frombuffer(digest(seed, purpose, round, client), dtype="<u4")))
+
+
+class SecretDraw:
+    """Coins of the operating system's generator, which are kept nowhere: no seed gives them again, and no state."""
+
+    def random(self, size: int, /) -> np.ndarray:
+        """[size] uniform numbers in [0, 1), of 53 bits."""
+        words = np.frombuffer(os.urandom(8 * size), dtype="<u8")
+        return (words >> np.uint64(11)) * 2.0**-53
+
+    def standard_normal(self, size: int, /) -> np.ndarray:
+        """[size] draws of N(0, 1) by Box and Muller's formulas; see `privacy.normals`.
+
+        Each pair is of 106 random bits; no draw is beyond 8.6 deviations, which 1 of 10^17 would be.
+        """
+        values = np.empty(size)
+        for start in range(0, size, _BLOCK):
+            block = values[start : start + _BLOCK]
+            pairs = (len(block) + 1) // 2
+            radii = np.sqrt(-2 * np.log1p(-self.random(pairs)))
+            angles = self.random(pairs) * (2 * math.pi)
+            block[:pairs] = radii * np.cos(angles)
+            block[pairs:] = (radii * np.sin(angles))[: len(block) - pairs]
+        return values
+
+    def choice(self, a: np.ndarray, size: int, replace: bool, *, shuffle: bool) -> np.ndarray:
+        """[size] different values of `a`, in any order: those with the smallest of random keys.
+
+        Raises:
+            ValueError: `replace`, which no mechanism asks for.
+        """
+        if replace:
+            raise ValueError("secret coins choose without replacement")
+        return a[np.argsort(self.random(len(a)))[:size]]
+
+
+def secret(seed: int, purpose: str, round: int = 0, client: int = 0) -> SecretDraw:
+    """The coins of a mechanism where a proof has to hold: fresh at every call, whatever they are named."""
+    return SecretDraw()
 
 
 def seed_globals(seed: int, purpose: str, round: int = 0, client: int = 0) -> None:

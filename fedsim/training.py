@@ -284,7 +284,7 @@ class LocalClient:
         """What makes a pass' clipped sums [D] private: noise of this client, and the divisor."""
         plan, divisor = self.work.job.privacy, float(self._mechanism.divisors[self.number])
         assert plan is not None
-        noise = self._draws("gradient noise")
+        noise = self._coins("gradient noise")
         return lambda total: example.noisy_gradient(total, plan.noise_multiplier, plan.clip, divisor, noise)
 
     def drawn(self, epochs: int | None, whole: bool) -> Iterator[np.ndarray]:
@@ -298,10 +298,10 @@ class LocalClient:
         count = self.rows
         if mechanism.grouped:
             count = int(self.work.job.federation.units(self.number).max(initial=-1)) + 1
-        draws = self._draws("poisson batches")
+        draw = self._coins("poisson batches")
         for _ in range(steps_of_pass(declared, train.batch_size, epochs, train.epochs or 1, train.steps)):
             self._charge(plan)
-            yield poisson_batch(count, rate, draws)
+            yield poisson_batch(count, rate, draw)
 
     @property
     def _mechanism(self) -> ExampleMechanism:
@@ -326,10 +326,12 @@ class LocalClient:
             )
         self._private_steps += 1
 
-    def _draws(self, purpose: str) -> np.random.Generator:
-        """The generator of one purpose, this round, client and pass."""
-        named = purpose if self._passes == 1 else f"{purpose} of pass {self._passes}"
-        return seeds.numpy_generator(self.work.job.scenario.seed, named, self.round, self.number)
+    def _coins(self, purpose: str) -> seeds.Draw:
+        """The mechanism's coins of one purpose, this round, client and pass."""
+        return self.work.job.coins(self.work.job.scenario.seed, self._named(purpose), self.round, self.number)
+
+    def _named(self, purpose: str) -> str:
+        return purpose if self._passes == 1 else f"{purpose} of pass {self._passes}"
 
     def _batch_losses(self, flat: FlatModule, batch: Batch, loss_term: LossTerm | None) -> Tensor:
         losses = self.work.problem.losses(flat.module(batch.inputs), batch.targets)
@@ -373,7 +375,7 @@ class LocalClient:
         """For every epoch an order of the rows [n], and how many batches are cut of it."""
         job, size = self.work.job, self.work.job.scenario.train.batch_size
         left = job.local_steps(self.number) if epochs is None else epochs * -(-self.rows // size)
-        order = self._draws("batches")
+        order = seeds.numpy_generator(job.scenario.seed, self._named("batches"), self.round, self.number)
         while left > 0:
             batches = min(left, -(-self.rows // size))
             yield torch.from_numpy(order.permutation(self.rows)), batches

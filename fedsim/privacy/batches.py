@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 
+from fedsim.seeds import Draw
+
 
 def sampling_rate(units: int, batch_size: int) -> float:
     """q = min(1, B / n), the probability with which each unit enters a batch; 0 where there is none."""
@@ -45,18 +47,18 @@ def steps_of_pass(units: int, batch_size: int, own: int | None, epochs: int, ste
     return steps_of(units, batch_size, epochs if own is None else own)
 
 
-def poisson_batch(units: int, rate: float, generator: np.random.Generator) -> np.ndarray:
+def poisson_batch(units: int, rate: float, draw: Draw) -> np.ndarray:
     """Draw every unit independently with probability `rate`.
 
     Args:
         units: n.
         rate: q in [0, 1]; 1 draws every unit.
-        generator: from `seeds`.
+        draw: from `seeds`.
 
     Returns:
         Sorted unit numbers, int64; possibly none.
     """
-    return np.flatnonzero(generator.random(units) < rate)
+    return np.flatnonzero(draw.random(units) < rate)
 
 
 def rows_of(drawn: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,16 +10,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from fedsim.privacy.plan import AdaptiveClip, ClientMechanism, Plan
 from fedsim.privacy.uploads import gaussian, noised
+from fedsim.seeds import Draw
 
 _LEAST_CLIP, _MOST_CLIP = 1e-30, 1e30  # float32 holds what either clips
 
-Draws = Callable[[str, int], np.random.Generator]
-"""(purpose, number) -> the generator of that draw."""
+Draws = Callable[[str, int], Draw]
+"""(purpose, number) -> the coins of that draw."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Releasing:
             return Release(noised(total, self._noise(len(total), round, self.noise_multiplier * clip)) / size, clip)
         updates, bits = total[:-1], float(total[-1])
         estimate = noised(updates, self._noise(len(updates), round, adaptive.update_noise * clip)) / size
-        bits += adaptive.bit_noise * float(self.draws("clip noise", round).standard_normal())
+        bits += adaptive.bit_noise * float(self.draws("clip noise", round).standard_normal(1)[0])
         return Release(estimate, moved_clip(clip, bits, size, adaptive))
 
     def _noise(self, size: int, round: int, deviation: float) -> Tensor:

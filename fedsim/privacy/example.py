@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,6 +25,7 @@ from fedsim.privacy.normals import add_normal
 from fedsim.privacy.rows import RowGradients
 from fedsim.privacy.taps import PerRow, Taps
 from fedsim.privacy.trial import try_rows
+from fedsim.seeds import Draw
 
 
 def private_module(plain: nn.Module, name: str) -> FlatModule:
@@ -114,7 +114,7 @@ def unit_gradients(flat: FlatModule, losses: Tensor, owners: Tensor | None) -> S
 
 
 def noisy_gradient(
-    clipped_sum: Tensor, noise_multiplier: float, max_grad_norm: float, divisor: float, generator: np.random.Generator
+    clipped_sum: Tensor, noise_multiplier: float, max_grad_norm: float, divisor: float, draw: Draw
 ) -> Tensor:
     """(clipped sum + z C N(0, I)) / (q n), the gradient of one private step.
 
@@ -123,9 +123,9 @@ def noisy_gradient(
         noise_multiplier: z >= 0.
         max_grad_norm: C > 0.
         divisor: q n, from `batches.expected_batch`.
-        generator: where the noise comes from; NumPy's, since torch's on the CPU has 2^32 streams only.
+        draw: where the noise comes from; never torch's generator, which has 2^32 streams only on the CPU.
     """
-    return add_normal(clipped_sum.mul_(1 / divisor), noise_multiplier * max_grad_norm / divisor, generator)
+    return add_normal(clipped_sum.mul_(1 / divisor), noise_multiplier * max_grad_norm / divisor, draw)
 
 
 def forget(flat: FlatModule) -> None:

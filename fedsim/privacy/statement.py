@@ -26,21 +26,26 @@ _COVERED: dict[Level, str] = {
 }
 
 
-def statement(plan: Plan, spent: Spent, personal: bool = False) -> list[str]:
+def statement(plan: Plan, spent: Spent, personal: bool = False, *, secret: bool = False) -> list[str]:
     """What a run's epsilon covers, in lines of at most 80 columns for summary and report.
 
     Args:
         plan: the promise.
         spent: so far.
         personal: whether clients keep models of their own.
+        secret: whether the mechanism's coins were kept nowhere, so that no seed gives them away.
     """
+    coins = {"client": "cohorts", "example": "batches", "local": "all other coins"}[plan.level]
+    drawn = {"client": "noise and cohorts" if plan.by_round else "noise", "example": "noise and batches"}
+    whose = "the server" if plan.level == "client" else "each node"
     most, median, smallest = (rounded_up(value) for value in (spent.largest, spent.median, spent.smallest))
     lines = [
         f"epsilon {most} at delta {spent.delta:g} (largest client; median {median}, smallest {smallest})",
         *assumptions(plan, personal),
         _composition(plan, spent),
-        "epsilon of the mechanism; not a guarantee about this file, since the seed gives away noise and "
-        + ("cohorts" if plan.level == "client" else "batches" if plan.level == "example" else "all other coins"),
+        f"{drawn.get(plan.level, 'noise')}: drawn in secret by {whose}, and kept nowhere"
+        if secret
+        else f"epsilon of the mechanism; not a guarantee about this file, since the seed gives away noise and {coins}",
         "run.db and this summary are for the curator: they hold more than epsilon covers",
     ]
     if rounded_up(plan.epsilon) != most:

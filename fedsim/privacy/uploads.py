@@ -4,9 +4,10 @@ A client's contribution is one vector, [P]: update, change of floating buffers, 
 clipped as one, so that all of it together moves a sum by at most C.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from fedsim.seeds import Draw
 
 _SLACK = 1 + 0.75 * 2**-23
 """Rounding a vector's values to float32 adds up to 2^-24 to its norm, so what is clipped stays as it is when clipped
@@ -42,16 +43,16 @@ def with_bit(vector: Tensor, norm: float, clip: float) -> Tensor:
     return torch.cat([vector, vector.new_tensor([0.5 if norm <= clip else -0.5])])
 
 
-def gaussian(size: int, deviation: float, shared: Tensor | None, generator: np.random.Generator) -> Tensor:
+def gaussian(size: int, deviation: float, shared: Tensor | None, draw: Draw) -> Tensor:
     """[P] in float64, N(0, deviation^2) in every coordinate that is shared.
 
     Args:
         size: P.
         deviation: standard deviation, >= 0.
         shared: [P] bool, the coordinates that leave their clients; None for all. What stays is zero and stays so.
-        generator: where the noise comes from.
+        draw: where the noise comes from.
     """
-    noise = torch.from_numpy(generator.standard_normal(size)) * deviation
+    noise = torch.from_numpy(draw.standard_normal(size)) * deviation
     return noise if shared is None else noise.masked_fill(~shared, 0.0)
 
 
