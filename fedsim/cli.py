@@ -7,8 +7,10 @@ from typing import NoReturn
 import click
 import typer
 
+from fedsim.commands import deploy
 from fedsim.commands.citing import cite
 from fedsim.commands.comparing import compare
+from fedsim.commands.flower import flower
 from fedsim.commands.folders import client, export, list_, predict, replay, show, tag
 from fedsim.commands.planning import audit, check, doctor, new, partition, privacy
 from fedsim.commands.reporting import report
@@ -45,8 +47,10 @@ for command in (
     new,
     privacy,
     audit,
+    flower,
 ):
     app.command(command.__name__.rstrip("_"), cls=Command)(command)
+app.add_typer(deploy.app, name="deploy")
 
 
 def main() -> NoReturn:

@@ -268,7 +268,7 @@ def _client_tables(shown: Shown) -> list[list[str]]:
 
 
 def _slowest_lines(shown: Shown) -> list[str]:
-    if not shown.slowest:
+    if not shown.slowest or not shown.mean_seconds:  # private nodes do not tell
         return []
     lines = [f"slowest clients, seconds of training (mean of all {figure(shown.mean_seconds)})", _SLOWEST_HEAD]
     for row in shown.slowest:
@@ -283,6 +283,8 @@ _SLOWEST_HEAD = f"{'client':>10}{'seconds':>11}{'rounds':>9}{'rows':>9}"
 def _worst_lines(worst: Sequence[Values]) -> list[str]:
     if not worst:
         return []
+    if all(row["loss"] is None and row["personal"] is None for row in worst):
+        return [f"no loss of a client in round {worst[0]['round']} is finite, or was told"]
     what = "on own held-out rows" if worst[0]["phase"] == "evaluate" else "in training"
     own = any(row["personal"] is not None for row in worst)
     lines = [f"worst clients, loss {what} in round {worst[0]['round']}{', of the global model' if own else ''}"]

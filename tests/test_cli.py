@@ -167,7 +167,8 @@ def test_a_mistake_costs_one_line(settings: tuple[str, ...], hint: str, fedsim: 
         (("new", "small.toml"), "exists already"),
         (("new", "mine"), ".toml"),
         (("new", "--strategy", "my-own"), "give the name of a Python function"),
-        (("new", "--strategy", "mine", "--folder"), "give one of --folder and --strategy"),
+        (("new", "--strategy", "mine", "--folder"), "give one of --folder, --strategy and --flower"),
+        (("new", "--flower", "my_app"), "--flower my_app: Flower's names of apps are"),
     ],
 )
 def test_other_mistakes_cost_one_line_too(
@@ -189,13 +190,20 @@ def test_an_unknown_option_shows_the_usage(fedsim: Command) -> None:
     assert "--rounds" in err
 
 
+def listed_in(text: str) -> list[str]:
+    """The commands that a help names."""
+    return re.findall(r"^  (\w+)  ", text.partition("Commands:")[2], flags=re.MULTILINE)
+
+
 def test_every_command_helps_with_its_arguments_and_an_example(fedsim: Command) -> None:
-    listed = re.findall(r"^  (\w+)  ", fedsim("--help").out.partition("Commands:")[2], flags=re.MULTILINE)
-    assert {"run", "list", "partition", "doctor", "new"} <= set(listed)
-    for name in listed:
-        status, out, _ = fedsim(name, "--help")
+    listed = [(name,) for name in listed_in(fedsim("--help").out) if name != "deploy"]
+    assert {("run",), ("list",), ("partition",), ("doctor",), ("new",)} <= set(listed)
+    deploying = listed_in(fedsim("deploy", "--help").out)
+    assert {"init", "join", "server", "node", "run", "rehearse"} <= set(deploying)
+    for command in [*listed, *(("deploy", name) for name in deploying)]:
+        status, out, _ = fedsim(*command, "--help")
         assert status == 0
-        assert f"Example: fedsim {name}" in out
+        assert f"Example: fedsim {' '.join(command)}" in out
         assert max(map(len, out.splitlines())) <= 80
         assert "\\[" not in out
         usage = re.findall(r"[A-Z|]+", out.partition("\n")[0].partition("[OPTIONS]")[2])

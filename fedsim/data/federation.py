@@ -58,6 +58,7 @@ class Federation:
         source: (client, start, stop) -> its rows from one place to another; None where they are in x and y.
         numbers: [K] by which `source` knows clients; None where it counts as the federation does.
         known_digest: of a source's rows, which nobody reads all; else None.
+        known_units: [K] number of different groups among train rows that a source keeps to itself; else None.
     """
 
     x: np.ndarray
@@ -76,6 +77,7 @@ class Federation:
     source: Callable[[int, int, int], Rows] | None = None
     numbers: np.ndarray | None = None
     known_digest: str | None = None
+    known_units: np.ndarray | None = None
     vocabulary: int | None = None
 
     @property
@@ -137,6 +139,8 @@ class Federation:
 
     def train_units(self) -> np.ndarray:
         """[K] number of different groups among every client's train rows; of rows where there are no groups."""
+        if self.known_units is not None:
+            return self.known_units
         if self.groups is None:
             return self.train_rows
         places = np.arange(len(self.groups))

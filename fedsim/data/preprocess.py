@@ -149,21 +149,25 @@ def statistics(columns: Mapping[str, Column], raw: np.ndarray, about: np.ndarray
         if column.kind == "number":
             there = _logged(raw[:, place], column)
             there = there[np.isfinite(there)] - about[place]
-            with np.errstate(over="ignore"):  # which `_scale` tells
+            with np.errstate(over="ignore"):  # which `scale_of` tells
                 found[:, place] = len(there), there.sum(), (there**2).sum()
     return found
 
 
+def moments(columns: Mapping[str, Column], parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[C] counts, means and variances of the numbers in all clients' rows; `parts` as for `federated`."""
+    counts, means, variances = _moments(columns, parts, np.zeros(len(columns)))
+    with np.errstate(over="ignore", invalid="ignore"):  # which `scale_of` tells
+        far = variances < _FAR * means * means
+    return _moments(columns, parts, np.where(far, means, 0.0)) if far.any() else (counts, means, variances)
+
+
 def _fitted(columns: Mapping[str, Column], parts: Iterable[np.ndarray]) -> dict[str, Scale]:
     """Mean and deviation of every number."""
-    counts, means, variances = _moments(columns, parts, np.zeros(len(columns)))
-    with np.errstate(over="ignore", invalid="ignore"):  # which `_scale` tells
-        far = variances < _FAR * means * means
-    if far.any():
-        counts, means, variances = _moments(columns, parts, np.where(far, means, 0.0))
+    counts, means, variances = moments(columns, parts)
     places = {name: place for place, name in enumerate(columns)}
     return {
-        name: _scale(name, column, *(float(each[places[name]]) for each in (counts, means, variances)))
+        name: scale_of(name, column, *(float(each[places[name]]) for each in (counts, means, variances)))
         for name, column in _numeric(columns)
     }
 
@@ -174,13 +178,18 @@ def _moments(
     """[C] counts, means and variances of all clients' sums."""
     total = sum((statistics(columns, rows, about) for rows in parts), start=np.zeros((3, len(columns))))
     counts = np.maximum(total[0], 1)
-    with np.errstate(over="ignore", invalid="ignore"):  # which `_scale` tells
+    with np.errstate(over="ignore", invalid="ignore"):  # which `scale_of` tells
         shift = total[1] / counts
         return total[0], about + shift, total[2] / counts - shift * shift
 
 
-def _scale(name: str, column: Column, count: float, mean: float, variance: float) -> Scale:
-    """The schema's constants for what cannot be known: no values, or all the same."""
+def scale_of(name: str, column: Column, count: float, mean: float, variance: float) -> Scale:
+    """The scale of a number with these moments; the schema's constants for what cannot be known: no values, or all the
+    same.
+
+    Raises:
+        DataError: the values are too large.
+    """
     constant = Scale(*column.constants)
     if not count:
         return constant

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.data.corpus import Corpus, Folders
+from fedsim.errors import DataError
 
 
 def digits(folders: Folders) -> Corpus:
@@ -32,7 +33,8 @@ def digits(folders: Folders) -> Corpus:
 def _embedded() -> tuple[np.ndarray, np.ndarray]:
     """Pixels [1797, 64] and classes. The file is read where it lies: importing scikit-learn takes a second."""
     package = find_spec("sklearn")
-    assert package is not None and package.origin is not None
+    if package is None or package.origin is None:
+        raise DataError("data 'digits' come with scikit-learn: pip install scikit-learn")
     with gzip.open(Path(package.origin).parent / "datasets/data/digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.float32)
     return table[:, :-1], table[:, -1].astype(np.int64)

@@ -1,0 +1,1 @@
+"""Real clients: a coordinator's server, nodes that keep their data, and the scenario that both were simulated with."""

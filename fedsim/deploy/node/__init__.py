@@ -1,0 +1,1 @@
+"""What runs at a data owner: its rules, its ledger, its log, and the work on its own rows."""
