@@ -24,6 +24,7 @@ from fedsim.deploy import running
 from fedsim.deploy.stage import staged
 from fedsim.errors import DeployError, ScenarioError
 from fedsim.federating import federate
+from fedsim.job import prepare_on
 from fedsim.progress import Progress
 from fedsim.rounds import run as simulate
 from fedsim.scenario import Scenario
@@ -101,6 +102,7 @@ def rehearse(
         raise ScenarioError(
             f"{scenario.origin}: data.partition gives {federation.clients} clients; use --nodes {federation.clients}"
         )
+    prepare_on(federation, scenario)  # what is wrong with it is told before anything starts
     names = deal(federation, folder)
     begun = time.monotonic()
     progress.phase("starting server and nodes")

@@ -108,7 +108,7 @@ def _named(message: Message) -> str:
     """What is asked, as far as it says so itself."""
     config, kind = message.content.get("config"), message.metadata.message_type
     round = config.get("server-round") if isinstance(config, ConfigRecord) else None
-    return kind if round is None else f"{kind}, round {round}"
+    return f"{kind}, round {round}" if isinstance(round, int) and round else kind
 
 
 def _ended(child: Child) -> str:
