@@ -4,11 +4,13 @@ Between the processes of one simulation nobody asks, so a vector of millions is 
 """
 
 import io
+import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 
 class Values(Array):
@@ -29,9 +31,7 @@ class Values(Array):
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """What Flower sends: the values in NumPy's file format."""
-        content = io.BytesIO()
-        np.lib.format.write_array_header_1_0(content, np.lib.format.header_data_from_array_1_0(self.values))
-        return b"".join((content.getvalue(), self.values.reshape(-1).view(np.uint8).data))
+        return b"".join((_header(self.values.dtype, self.values.shape), self.values.reshape(-1).view(np.uint8).data))
 
     def numpy(self) -> np.ndarray:
         """A copy that may be written."""
@@ -51,6 +51,48 @@ class Values(Array):
 def encode(values: np.ndarray) -> Array:
     """A Flower array of values that nobody will write any more; they are not copied."""
     return Values(values)
+
+
+def opened(array: Array) -> Values | None:
+    """The array as values that share its memory; None where its bytes are not those that `Values` would give."""
+    if isinstance(array, Values):
+        return array
+    data = array.data
+    end = 10 + int.from_bytes(data[8:10], "little")
+    kind = _kind(data[:end]) if array.stype == "numpy.ndarray" else None
+    if kind is None or kind.shape != tuple(array.shape) or str(kind.dtype) != array.dtype:
+        return None
+    if len(data) != end + kind.dtype.itemsize * math.prod(kind.shape):
+        return None
+    return Values(np.frombuffer(data, kind.dtype, offset=end).reshape(kind.shape))
+
+
+class _Kind(NamedTuple):
+    """What the header of NumPy's file format says."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def _kind(header: bytes) -> _Kind | None:
+    """What a header says; None for one that `Values` would not write."""
+    try:
+        content = io.BytesIO(header)
+        np.lib.format.read_magic(content)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+        same = not dtype.hasobject and _header(dtype, shape) == header
+    except (ValueError, TypeError, SyntaxError):
+        return None
+    return _Kind(dtype, shape) if same else None
+
+
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """How NumPy's file format begins for an array in C order."""
+    content = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(content, described)
+    return content.getvalue()
 
 
 def recorded(arrays: Mapping[str, Array]) -> ArrayRecord:
@@ -73,3 +115,13 @@ def view(array: Array) -> np.ndarray:
     shape, fortran, dtype = read_header(content)
     order: Literal["F", "C"] = "F" if fortran else "C"
     return np.frombuffer(array.data, dtype, offset=content.tell()).reshape(shape, order=order)
+
+
+def sendable(content: RecordDict) -> RecordDict:
+    """The same records with Flower's own arrays, which alone it sends to other machines; records without are shared."""
+    records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = dict(content.items())
+    for name, arrays in content.array_records.items():
+        records[name] = ArrayRecord(
+            {key: Array(each.dtype, tuple(each.shape), each.stype, each.data) for key, each in arrays.items()}
+        )
+    return RecordDict(records)

@@ -87,12 +87,13 @@ class NumberedGrid(Grid, ABC):
 
     sums = True
 
-    def __init__(self, population: int, states: ClientStates | None = None) -> None:
+    def __init__(self, population: int, states: ClientStates | None = None, run: Run | None = None) -> None:
+        """Of so many clients, in a run that Flower knows, or in one of our own."""
         self.population = population
         self.states = states if states is not None else ClientStates(population)
         self._pushed: dict[str, _Pushed] = {}
         self._replies: dict[str, Message] = {}
-        self._run = begin_run()
+        self._run = begin_run() if run is None else run
 
     @abstractmethod
     def begin(self, chunks: Sequence[Chunk]) -> Begun:

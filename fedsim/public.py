@@ -187,10 +187,12 @@ def _statement(summary: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]
     """`PRIVACY.txt`, in lines of at most 80 columns."""
     said = _said(summary["privacy"]["statement"])
     personal = any(line.startswith(_JOINT) for line in said)
-    mechanism = (
+    secret = "The mechanism's random numbers were drawn in secret, and kept nowhere."
+    simulated = (
         "Epsilon of the mechanism, not a guarantee about these files: it was a simulation, whose random numbers all "
         f"come from one seed. {_SEED} So can whoever guesses it, and a small number is soon guessed."
     )
+    mechanism = secret if summary["privacy"].get("secret_coins") else simulated
     declared = f"Taken as public, and not protected: {', '.join(_declared(card))}."
     paragraphs = [
         wrapped(summary["title"]),

@@ -31,7 +31,7 @@ from fedsim.scenario_files import assignments, override
 from fedsim.signals import Interrupts
 from fedsim.stackable import settled
 from fedsim.stock import TREES
-from fedsim.stored import open_run, reading, source_hashes, stored_environment, stored_scenario
+from fedsim.stored import DEPLOYMENT, open_run, reading, source_hashes, stored_environment, stored_scenario
 from fedsim.summary import Result, succeeded
 
 FREE = ("engine", "checkpoint", "records", "stop")
@@ -68,6 +68,29 @@ def resume(
     path = Path(path)
     progress = progress or Silent()
     scenario = stored(path, rounds, settings)
+    check_unfinished(path, scenario)
+    with starting(scenario.engine, progress.note) as started:
+        progress.phase("loading the data")
+        job, beside = restored_jobs(path, scenario, model, data, Own(loss, metrics, transform), data_dir)
+        with reopened(path, job) as folder:
+            progress.phase("starting the workers")
+            engine = started()
+            result = succeeded(execute(job, engine, folder, progress, observers, resumed=True))
+            others = {
+                place: _companion(each, engine, folder_of(place, path), progress, observers) for place, each in beside
+            }
+            result = compared(result, others)
+            progress.end(result.lines)
+            return result
+
+
+def check_unfinished(path: Path, scenario: Scenario) -> None:
+    """Refuse to go on with a run that has nothing left to do as its scenario now stands.
+
+    Raises:
+        RunFolderError: it was written by an earlier fedsim.
+        ScenarioError: it has finished, or has done more rounds already.
+    """
     with closing(open_run(path)) as records, reading(path):
         done = max((row.number for row in records.rounds()), default=0)
         summary, version = records.summary(), records.version
@@ -85,19 +108,6 @@ def resume(
             )
         more = f"fedsim resume {path} --rounds {2 * scenario.rounds}"
         raise ScenarioError(f"{path} has finished{early}; for more rounds: {more}")
-    with starting(scenario.engine, progress.note) as started:
-        progress.phase("loading the data")
-        job, beside = restored_jobs(path, scenario, model, data, Own(loss, metrics, transform), data_dir)
-        with reopened(path, job) as folder:
-            progress.phase("starting the workers")
-            engine = started()
-            result = succeeded(execute(job, engine, folder, progress, observers, resumed=True))
-            others = {
-                place: _companion(each, engine, folder_of(place, path), progress, observers) for place, each in beside
-            }
-            result = compared(result, others)
-            progress.end(result.lines)
-            return result
 
 
 def _companion(job: Job, engine: Engine, path: Path, progress: Progress, observers: Sequence[Observer]) -> Result:
@@ -188,6 +198,9 @@ def restored_jobs(
         ScenarioError: they are not the same.
     """
     then = stored_environment(path)
+    if DEPLOYMENT in then:
+        text = "nodes keep their rows, so nothing of it can be done again here; `fedsim resume` goes on with it there"
+        raise ScenarioError(f"{path} was deployed: {text}")
     _check_objects(path, scenario, then, model, data, own)
     job, beside = jobs(scenario, Folders.of(data_dir, scenario.folder), model, data, own)
     check_same(path, job)

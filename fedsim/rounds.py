@@ -25,7 +25,7 @@ from fedsim.data.corpus import Folders
 from fedsim.data.federation import Part
 from fedsim.data.transform import Transform
 from fedsim.driving import quick_collections, strategy_for
-from fedsim.engine import Engine, starting
+from fedsim.engine import Workforce, starting
 from fedsim.errors import ClientError, FedsimError, Interrupted, ScenarioError, StoppedByPolicy
 from fedsim.federating import DataSource
 from fedsim.flower import AlgorithmStrategy
@@ -113,7 +113,7 @@ def run(
 
 
 def run_job(
-    job: Job, engine: Engine, out: Path | None, progress: Progress, observers: Sequence[Observer] = ()
+    job: Job, engine: Workforce, out: Path | None, progress: Progress, observers: Sequence[Observer] = ()
 ) -> Result:
     """Run a prepared job on a running engine and leave its folder."""
     job, reason = settled(job)
@@ -122,15 +122,15 @@ def run_job(
 
 
 @one_thread()
-def create_folder(job: Job, out: Path | None) -> RunFolder:
-    """The folder of a new run."""
+def create_folder(job: Job, out: Path | None, more: Mapping[str, Any] = {}) -> RunFolder:
+    """The folder of a new run; `more` is what `environment.json` says besides."""
     scenario = job.scenario
     return RunFolder.create(
         out,
         Path(scenario.origin).stem,
         scenario.to_toml(),
         sources(job),
-        provenance(job),
+        {**provenance(job), **more},
         partition=holdings.record(job.federation),
         keep=scenario.checkpoint.keep,
     )
@@ -139,7 +139,7 @@ def create_folder(job: Job, out: Path | None) -> RunFolder:
 @one_thread()
 def execute(
     job: Job,
-    engine: Engine,
+    engine: Workforce,
     folder: RunFolder,
     progress: Progress,
     observers: Sequence[Observer] = (),
@@ -284,7 +284,20 @@ class Run:
         last = stop is not None or number == self.scenario.rounds or self._interrupts.asked
         if last or not isinstance(self.strategy, AlgorithmStrategy):  # Flower's may change with what is measured
             return self._complete(last=last) or stop
+        if self._released_once:
+            stop = self._complete()
+            self._settle()
+            return stop
         return None
+
+    @property
+    def _released_once(self) -> bool:
+        """Whether a round's model must be on the disk before clients get it.
+
+        Under secret noise a round that a kill undid would be noised anew, and two models of it be out for one charge.
+        """
+        level = self.scenario.privacy.level
+        return level == "client" and not self._grid.sums
 
     def _round(self, number: int) -> Stop | None:
         model = self._open.model if self._open is not None else self.model

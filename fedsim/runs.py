@@ -69,7 +69,7 @@ class RunFolder:
         """Open an existing folder for writing."""
         self.path = path
         self.keep = keep
-        with _writing(path, "make room, or make it writable"):
+        with writing(path, "make room, or make it writable"):
             self._database = records.connect(path / "run.db")
         self._closed = False
 
@@ -101,18 +101,11 @@ class RunFolder:
         Raises:
             RunFolderError: the folder exists or cannot be written.
         """
-        check_out(path)
-        path = _default_path(slug) if path is None else path.absolute()
-        unfinished = path.with_name(f".{path.name}-{os.urandom(4).hex()}{checkpoints.UNFINISHED}")
-        try:
-            with _writing(path):
-                unfinished.mkdir(parents=True)
-                _fill(unfinished, scenario_text, sources, environment, partition)
-                unfinished.rename(path)
-                checkpoints.sync(path.parent)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        return cls(path, keep)
+
+        def fill(made: Path) -> None:
+            _fill(made, scenario_text, sources, environment, partition)
+
+        return cls(new_folder(path, slug, fill), keep)
 
     def commit(
         self,
@@ -139,7 +132,7 @@ class RunFolder:
             RunFolderError: the disk is full or the folder has gone.
         """
         number = record.number
-        with _writing(self.path, f"make room, then go on with: fedsim resume {self.whole}"):
+        with writing(self.path, f"make room, then go on with: fedsim resume {self.whole}"):
             files, rows = None, [StateRow(client, number, kept.round) for client, kept in (states or {}).items()]
             if states is not None:
                 files = self._write_checkpoint(record, layout, snapshot, states)
@@ -212,7 +205,7 @@ class RunFolder:
             found = self._last_sound(layout, clients, initial, warnings)
         for warning in warnings:
             tell(warning)
-        with reading(self.path), _writing(self.path, "make room"):
+        with reading(self.path), writing(self.path, "make room"):
             self.checkpoints.mkdir(exist_ok=True)
             records.rewind(self._database, found.round if found is not None else 0)
             self._remove_old_checkpoints()
@@ -243,7 +236,7 @@ class RunFolder:
 
     def write_scenario(self, text: str) -> None:
         """Put another resolved scenario in the place of the first, when a run goes on for more rounds."""
-        with _writing(self.path, "make room"):
+        with writing(self.path, "make room"):
             checkpoints.write(self.path / "scenario.toml", text.encode())
 
     def note(self, event: Event) -> None:
@@ -338,7 +331,7 @@ class RunFolder:
             RunFolderError: the disk is full or the folder has gone.
         """
         folder, fixed = self.path / "model", constants or {}
-        with _writing(self.path, f"make room, then go on with: fedsim resume {self.whole}"):
+        with writing(self.path, f"make room, then go on with: fedsim resume {self.whole}"):
             checkpoints.save_model(folder / "last.safetensors", layout, last, fixed, {"round": str(self.committed)})
             checkpoints.save_model(folder / "best.safetensors", layout, best.weights, fixed, {"round": str(best.round)})
             checkpoints.write(folder / "model.json", _json_file(card))
@@ -377,13 +370,43 @@ class RunFolder:
                 file.unlink()
 
 
+def new_folder(path: Path | None, slug: str, fill: Callable[[Path], None]) -> Path:
+    """Make the folder of a new run, at once or not at all.
+
+    Args:
+        path, slug: as of `RunFolder.create`.
+        fill: writes what is in it from the beginning.
+
+    Raises:
+        RunFolderError: the folder exists or cannot be written.
+    """
+    check_out(path)
+    path = default_path(slug) if path is None else path.absolute()
+    unfinished = path.with_name(f".{path.name}-{os.urandom(4).hex()}{checkpoints.UNFINISHED}")
+    try:
+        with writing(path):
+            unfinished.mkdir(parents=True)
+            fill(unfinished)
+            unfinished.rename(path)
+            checkpoints.sync(path.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return path
+
+
 def check_out(path: Path | None) -> None:
     """Refuse a run folder that is there already or cannot be there, before anything is trained."""
     if path is None:
         return
-    with _writing(path.absolute()), suppress(FileNotFoundError):
+    with writing(path.absolute()), suppress(FileNotFoundError):
         path.lstat()
         raise RunFolderError(f"run folder {path.absolute()} exists already; choose another with --out, or remove it")
+
+
+def default_path(slug: str) -> Path:
+    """Where a run of this short name goes if nobody says: runs/<time>-<slug>-<id> under the current folder."""
+    name = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-")[:_LONGEST_SLUG] or "run"
+    return Path.cwd() / "runs" / f"{datetime.now():%Y%m%d-%H%M}-{name}-{os.urandom(2).hex()}"
 
 
 def _checkpoint_name(round: int) -> str:
@@ -392,11 +415,6 @@ def _checkpoint_name(round: int) -> str:
 
 def _best_name(round: int) -> str:
     return f"best-{round:06d}.safetensors"
-
-
-def _default_path(slug: str) -> Path:
-    name = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-")[:_LONGEST_SLUG] or "run"
-    return Path.cwd() / "runs" / f"{datetime.now():%Y%m%d-%H%M}-{name}-{os.urandom(2).hex()}"
 
 
 def _fill(
@@ -422,7 +440,7 @@ def _json_file(value: Mapping[str, Any]) -> bytes:
 
 
 @contextmanager
-def _writing(path: Path, advice: str = "choose another with --out") -> Iterator[None]:
+def writing(path: Path, advice: str = "choose another with --out") -> Iterator[None]:
     """Turn what the system says about files and disks into one line for the user."""
     try:
         yield

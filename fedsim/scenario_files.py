@@ -133,6 +133,11 @@ def named_files(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(key, each) for key, each in found if _names_file(key, each)]
 
 
+def renamed(content: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
+    """The same tables with `place` of every file of the user's own in the place of the file."""
+    return override(content, _placed(content, place))
+
+
 def _naming(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Dotted key and value of what may name files; one, or a list."""
     for dotted in _NAMING_FILES:

@@ -20,6 +20,9 @@ from fedsim.reading import Records, RoundRow
 from fedsim.records import StateRow
 from fedsim.states import states_file
 
+DEPLOYMENT = "deployment"
+"""Under which `environment.json` says where a run went on whose clients were real ones."""
+
 
 class Checkpoint(NamedTuple):
     """A run as a checkpoint has it, for who does not write the folder.
@@ -58,6 +61,9 @@ def stored_scenario(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads((path / "scenario.toml").read_text(encoding="utf-8"))
     except OSError as error:
+        if (path / "pyproject.toml").exists():
+            text = "is the run of a Flower app, which has no scenario; fedsim show and fedsim export read it"
+            raise RunFolderError(f"{path} {text}") from error
         raise RunFolderError(f"{path} is not a run folder: scenario.toml: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path / 'scenario.toml'} is damaged: {one_line(error)}") from error

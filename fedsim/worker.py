@@ -106,7 +106,7 @@ def _answers(work: Work, chunk: Chunk) -> Iterator[tuple[Message, Answer | Fedsi
     for message in chunk.messages:
         number = client_number(message)
         try:
-            yield message, _answer(work, number, message, chunk.states.get(number))
+            yield message, answered(work, number, message, chunk.states.get(number))
         except FedsimError as error:
             yield message, error
 
@@ -131,7 +131,7 @@ def client_app(make_work: Callable[[], Work]) -> ClientApp:
         accepted = accepted_round(message)
         state = states.get(number, accepted) if accepted is not None else None
         with seeds.preserved():
-            answer = _answer(make_work(), number, message, state)
+            answer = answered(make_work(), number, message, state)
         if answer.contribution is not None:
             states.put(number, int(setting(message, "server-round", 0)), answer.contribution.state)
         return answer.reply(message)
@@ -141,8 +141,18 @@ def client_app(make_work: Callable[[], Work]) -> ClientApp:
     return app
 
 
-def _answer(work: Work, number: int, message: Message, state: State | None) -> Answer:
-    """One message's work."""
+def answered(work: Work, number: int, message: Message, state: State | None) -> Answer:
+    """One message's work for a client; draws from global generators are seeded, so call it inside `seeds.preserved`.
+
+    Args:
+        work: of the job.
+        number: the client.
+        message: train, evaluate, query, or evaluate.central.
+        state: the client's own vectors, None before its first accepted round.
+
+    Raises:
+        ClientError: what the client failed in, one line.
+    """
     kind = message.metadata.message_type
     if kind == "train":
         return _trained(work, number, message, state)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim.data.corpus import Corpus, Folders
-from fedsim.engine import Engine
+from fedsim.engine import Workforce
 from fedsim.engine.inline import InlineEngine
 from fedsim.federating import CorpusSource, DataSource
 from fedsim.job import Job, ModelSource, prepare
@@ -60,7 +60,7 @@ def job(
     return prepare(scenario(changes, folder), Folders.of(None, folder), model, data, own)
 
 
-def run(prepared: Job, out: Path, engine: Engine | None = None) -> Result:
+def run(prepared: Job, out: Path, engine: Workforce | None = None) -> Result:
     """Run a job, in this process unless an engine is given."""
     return run_job(prepared, engine or InlineEngine(), out, Silent())
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,48 @@ def test_the_page_takes_every_case_from_its_newest_run(tmp_path: Path, monkeypat
     assert (tmp_path / "performance-engine.svg").read_text().count("<svg") == 1
 
 
+def flower_app(name: str) -> Any:
+    """A module of the Flower app that is run under two engines."""
+    sys.path.insert(0, str(BENCHMARKS / "flower_app"))
+    try:
+        return import_module(f"images.{name}")
+    finally:
+        sys.path.remove(str(BENCHMARKS / "flower_app"))
+
+
+def test_both_bodies_of_the_flower_app_are_an_epoch_of_the_same_descent() -> None:
+    """They draw different orders of the same rows, so they end nearly where plain descent over those rows does."""
+    task = flower_app("task")
+    start = task.Net()
+    state = {name: value.clone() for name, value in start.state_dict().items()}
+    assert sum(value.numel() for value in state.values()) == NETS["mlp"]
+    x, y = task.client_rows(3)
+    plain = task.Net()
+    plain.load_state_dict(state)
+    script("_workload").train(plain, x, y)
+
+    def moved(net: nn.Module) -> torch.Tensor:
+        return torch.cat([(net.state_dict()[name] - value).flatten() for name, value in state.items()])
+
+    for body in (task.tight, task.template):
+        torch.testing.assert_close(
+            moved(body(state, x, y)), moved(plain), rtol=0.0, atol=0.1 * float(moved(plain).abs().max())
+        )
+    assert not moved(task.nothing(state, x, y)).any()
+
+
+def test_ratios_of_two_engines_are_of_medians() -> None:
+    contenders, apps = script("_contenders"), script("flower_apps")
+    case = contenders.Case("tight", 100, 4)
+    ours, stock = timing(1.0, 2.0, 9.0, first=5.0), timing(60.0, 30.0, 10.0, first=10.0)
+    *_, line = apps.ratios({case: {"ours": ours, "stock": stock}})
+    assert line.split() == ["tight,", "100", "a", "round", "15.0x", "2.0x", "at", "least", "8:", "yes"]
+
+
 @pytest.mark.proof
-@pytest.mark.parametrize("name", ["engine.py", "peers.py", "profile_round.py", "private_step.py", "scale.py"])
+@pytest.mark.parametrize(
+    "name", ["engine.py", "flower_apps.py", "peers.py", "profile_round.py", "private_step.py", "scale.py"]
+)
 def test_every_contender_runs(name: str) -> None:
     """A smoke test: each ends by itself and prints its legend or a table of more than a line."""
     assert len(printed(f"benchmarks/{name}", "--quick").splitlines()) > 3

@@ -80,21 +80,29 @@ def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
 
 
 def new(
-    path: Annotated[Path, typer.Argument(help="the new scenario file, folder with --folder, name with --strategy")],
+    path: Annotated[
+        Path, typer.Argument(help="the new scenario file, folder with --folder or --flower, name with --strategy")
+    ],
     folder: Annotated[bool, typer.Option("--folder", help="a folder with an own model and own data")] = False,
     strategy: Annotated[bool, typer.Option("--strategy", help="an own strategy, PATH.py, with its test")] = False,
+    flower: Annotated[bool, typer.Option("--flower", help="a Flower app, for `fedsim flower` and `flwr run`")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a commented scenario to start from, or a commented strategy.
+    """Write a commented scenario to start from, a commented strategy, or a Flower app.
 
-    Example: fedsim new mine.toml, or: fedsim new --strategy mine
+    Example: fedsim new mine.toml, or: fedsim new --strategy mine, or: fedsim new --flower my-app
     """
-    from fedsim.new import create, create_strategy, scenario_advice, strategy_advice
+    from fedsim import new as writing
 
-    if folder and strategy:
-        raise ScenarioError("give one of --folder and --strategy")
-    files = create_strategy(path) if strategy else create(path, folder=folder)
-    advice = strategy_advice(path) if strategy else scenario_advice(files)
+    if folder + strategy + flower > 1:
+        raise ScenarioError("give one of --folder, --strategy and --flower")
+    if flower:
+        files, advice = writing.create_app(path), writing.app_advice(path)
+    elif strategy:
+        files, advice = writing.create_strategy(path), writing.strategy_advice(path)
+    else:
+        files = writing.create(path, folder=folder)
+        advice = writing.scenario_advice(files)
     tell({"files": [str(file) for file in files]}, "\n".join([*map(str, files), *advice]), as_json)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -12,8 +12,8 @@ from fedsim.console import DataDir, Json, RunPath, ScenarioName, Settings, echo_
 from fedsim.errors import RunFolderError, ScenarioError
 
 if TYPE_CHECKING:
+    from fedsim.forecast import Line
     from fedsim.scenario import Scenario
-    from fedsim.summary import Result
 
 
 def run(
@@ -41,13 +41,13 @@ def run(
     loaded = load(scenario, [*settings, *(f"{key}={value}" for key, value in chosen.items() if value is not None)])
     stream = sys.stderr if as_json else sys.stdout
     if dry_run:
-        _print_forecast(planning.forecast(loaded, data_dir), as_json)
+        _print_forecast([*planning.forecast(loaded, data_dir), _report_line()], as_json)
     elif fast_check:
         fingerprint = _check(loaded, data_dir, stream)
         tell({"scenario": scenario, "ok": True, "fingerprint": fingerprint}, "the scenario runs", as_json)
     else:
         result = rounds.run(loaded, data_dir=data_dir, out=out, progress=Lines(stream))
-        _tell(result, stream, as_json)
+        tell_ended(result.folder, result.values, stream, as_json)
 
 
 def resume(
@@ -65,25 +65,30 @@ def resume(
     Example: fedsim resume runs/first
     """
     from fedsim import resuming
+    from fedsim.deploy import running as deployed
     from fedsim.progress import Lines
 
     stream = sys.stderr if as_json else sys.stdout
+    if deployed.is_deployed(folder):
+        done = deployed.resume(folder, Lines(stream), rounds, settings)
+        tell_ended(done.folder, done.values, stream, as_json)
+        return
     result = resuming.resume(folder, rounds=rounds, settings=settings, data_dir=data_dir, progress=Lines(stream))
-    _tell(result, stream, as_json)
+    tell_ended(result.folder, result.values, stream, as_json)
 
 
-def _tell(result: "Result", stream: TextIO, as_json: bool) -> None:
-    """Write the run's report, which takes half a second; without one the run is as good."""
+def tell_ended(folder: Path, values: Mapping[str, Any], stream: TextIO, as_json: bool) -> None:
+    """Write a run's report, which takes half a second; without one the run is as good. For programs its summary."""
     from fedsim.report.run import report
 
     try:
-        report(result.folder)
+        report(folder)
     except RunFolderError as error:
         typer.echo(f"note: no report: {error}", file=stream)
     else:
         typer.echo("report.html in it shows the run in a browser", file=stream)
     if as_json:
-        print_json(result.values)
+        print_json(values)
 
 
 def _check(scenario: "Scenario", data_dir: Path | None, stream: TextIO) -> str:
@@ -100,6 +105,14 @@ def _check(scenario: "Scenario", data_dir: Path | None, stream: TextIO) -> str:
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "run"
         return rounds.run(planning.fast(scenario), data_dir=data_dir, out=out, progress=Passing(stream)).fingerprint
+
+
+def _report_line() -> "Line":
+    """What a report takes, which the command leaves beside what a run does."""
+    from fedsim.forecast import Line, size
+    from fedsim.report.run import TYPICAL_BYTES
+
+    return Line("report", TYPICAL_BYTES, f"{size(TYPICAL_BYTES)} of report.html, beside that on the disk")
 
 
 def _print_forecast(lines: Sequence[Any], as_json: bool) -> None:

@@ -22,8 +22,8 @@ from fedsim.tables import Engine as Settings
 os.environ.update({**MEMORY, **QUIET, **os.environ})  # before Ray is loaded; what the user has set stays
 
 
-class Engine(Protocol):
-    """Workers that are started once and used for any number of jobs."""
+class Workforce(Protocol):
+    """Whoever does clients' work: workers of a simulation, or the clients themselves."""
 
     @property
     def description(self) -> str:
@@ -31,14 +31,18 @@ class Engine(Protocol):
         ...
 
     def grid(self, job: Job, states: ClientStates | None = None) -> NumberedGrid:
-        """A grid that does a job's work on these workers; clients' states are in memory unless given."""
+        """A grid that has a job's work done by them; clients' states are in memory unless given."""
         ...
+
+
+class Engine(Workforce, Protocol):
+    """Workers that are started once and used for any number of jobs."""
 
     def program(self, make: Callable[[], ChunkProgram], cost: Callable[[Message], float]) -> Begin:
         """Have these workers run a program of another kind than a job's.
 
         Args:
-            make: makes the program, in each worker.
+            make: makes the program, in each worker, whose global generators it may leave as it likes.
             cost: of a message; how long its work takes, in any unit.
 
         Returns:

@@ -2,7 +2,7 @@
 
 import gc
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,8 +44,11 @@ class Worker:
 
     def install(self, job: Job, code: Mapping[str, bytes], federation: Federation) -> None:
         """Build model and algorithm of a job whose arrays come from the object store, and its own code along."""
-        job = at_hand(job, code)
-        self._program = chunk_program(Work(replace(job, federation=federation), self._number))
+        self.load(lambda: chunk_program(Work(replace(at_hand(job, code), federation=federation), self._number)))
+
+    def load(self, make: Callable[[], ChunkProgram]) -> None:
+        """Take up another program."""
+        self._program = make()
         self._records.clear()
         gc.collect()
         gc.freeze()  # what is loaded by now stays: searching it again and again would cost more than many a client

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from flwr.app import Message
 
+from fedsim import seeds
 from fedsim.grid import Begin, Begun, Chunk, ChunkProgram, ChunkResult, NumberedGrid
 from fedsim.job import Job
 from fedsim.local import Work, one_thread
@@ -22,7 +23,7 @@ class InlineEngine:
 
     def program(self, make: Callable[[], ChunkProgram], cost: Callable[[Message], float]) -> Begin:
         """Have this process run a program of another kind than a job's."""
-        run = one_thread()(make())
+        run = seeds.preserved()(one_thread()(make()))
         return lambda chunks: Begun(lambda: [run(chunk) for chunk in chunks])
 
     def close(self) -> None:

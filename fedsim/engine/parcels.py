@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fedsim.arrays import Values, recorded
+from fedsim.arrays import Values, opened, recorded
 from fedsim.grid import Chunk, ChunkResult, client_number, with_content
 from fedsim.states import State
 
@@ -53,6 +53,7 @@ class Returned(NamedTuple):
     replies: bytes
     records: list[dict[str, Mapped]]
     states: Mapping[int, Mapping[str, np.ndarray]]
+    seconds: Sequence[float]
 
     @classmethod
     def of(cls, result: ChunkResult) -> "Returned":
@@ -66,19 +67,27 @@ class Returned(NamedTuple):
             return len(records) - 1
 
         replies = _packed(result.replies, place)
-        return cls(replies, records, {client: arrays_of_state(state) for client, state in result.states.items()})
+        states = {client: arrays_of_state(state) for client, state in result.states.items()}
+        return cls(replies, records, states, result.seconds)
 
     def unpacked(self) -> ChunkResult:
         """The replies with their arrays back in place."""
         replies = _opened(self.replies, lambda place: unpack(self.records[place]))
-        return ChunkResult(replies, {client: _copied(state) for client, state in self.states.items()})
+        return ChunkResult(replies, {client: _copied(state) for client, state in self.states.items()}, self.seconds)
 
 
 class Placed(NamedTuple):
-    """A record and where it lies in the object store; holding the record keeps its `id` its own."""
+    """A record, what it held, and where that lies in the object store; holding both keeps each `id` its own."""
 
     record: ArrayRecord
+    arrays: Mapping[str, Array]
     ref: Any
+
+    @property
+    def current(self) -> bool:
+        """Whether the record still holds the same; whoever made it may have put other arrays into it."""
+        held = zip(self.record.items(), self.arrays.items(), strict=False)
+        return len(self.record) == len(self.arrays) and all(a[0] == b[0] and a[1] is b[1] for a, b in held)
 
 
 class Store:
@@ -96,7 +105,9 @@ class Store:
         def name(record: ArrayRecord) -> str | None:
             if not record:  # costs less as it is
                 return None
-            placed = used.get(id(record)) or self._placed.get(id(record)) or Placed(record, self._put(pack(record)))
+            placed = used.get(id(record)) or self._placed.get(id(record))
+            if placed is None or not placed.current:
+                placed = Placed(record, dict(record.items()), self._put(pack(record)))
             used[id(record)] = placed
             return str(placed.ref.hex())
 
@@ -130,7 +141,7 @@ def alone(parcel: Parcel, place: int) -> Parcel:
 
 def pack(record: ArrayRecord) -> dict[str, Mapped]:
     """A record's arrays as they are mapped."""
-    return {name: array if isinstance(array, Values) else _flat(array) for name, array in record.items()}
+    return {name: opened(array) or _flat(array) for name, array in record.items()}
 
 
 def unpack(mapped: Mapping[str, Mapped]) -> ArrayRecord:

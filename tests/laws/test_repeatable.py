@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from fedsim.engine import Engine
+from fedsim.engine import Workforce
 from fedsim.engine.inline import InlineEngine, InlineGrid
 from fedsim.grid import Begun, Chunk, ChunkResult, NumberedGrid
 from fedsim.job import Job
@@ -69,7 +69,7 @@ class Mortal(nn.Module):
 """
 
 
-def fingerprint(job: Job, engine: Engine | None = None) -> str:
+def fingerprint(job: Job, engine: Workforce | None = None) -> str:
     with TemporaryDirectory() as folder:
         return small.run(job, Path(folder) / "run", engine).fingerprint
 

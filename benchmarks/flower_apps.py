@@ -1,0 +1,70 @@
+"""One Flower app, unchanged, under Flower's own simulation and under `fedsim flower`: milliseconds per client.
+
+    python benchmarks/flower_apps.py                            a quarter of an hour on 2 cores
+    python benchmarks/flower_apps.py --case 100 --only template
+    python benchmarks/flower_apps.py --quick                    a smoke test of a minute
+
+The app is `flower_app/`: 784-200-200-10, 50 random images a client, batches of 10, one epoch, all clients in each
+round, Flower's FedAvg; after every round the model is measured on 100 rows. The client's body is written in two ways,
+and a third does no work, so that what it costs is the engine alone. Each contender runs in a fresh process, one after
+another and in turn. A round lasts from the end of the one before to its own end; the first is counted from the start
+of the process.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping
+
+from _contenders import HERE, Case, Contender, Timing, as_rows, check_alike, cost, measure, render, write
+
+BODIES = ("tight", "template", "nothing")
+COHORTS = {100: 5, 1000: 2}
+"""Rounds, by clients a round."""
+WANTED = 8.0
+"""Times that stock takes as long per client, where the client's body is tight."""
+CONTENDERS = {name: Contender((sys.executable, str(HERE / f"_app_{name}.py"))) for name in ("ours", "stock")}
+LEGEND = """\
+tight      the client trains on a net that its process keeps, by slices of its rows and one fused step
+template   as in Flower's PyTorch template: a new net, DataLoader and optimiser for every message
+nothing    the client sends back what it got: messages, records and FedAvg remain
+ours       `fedsim flower`, 2 Ray workers; replies checked, records and the model written
+stock      Flower's simulation, 2 Ray actors of one core; started as `flwr run` starts it, without a SuperLink"""
+
+
+def main() -> None:
+    """Run both engines in every case, print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=2, help="how often each engine runs in each case")
+    parser.add_argument("--case", type=int, choices=list(COHORTS), help="clients a round")
+    parser.add_argument("--only", choices=BODIES, help="one of the client's bodies")
+    parser.add_argument("--quick", action="store_true", help="one small case, once")
+    options = parser.parse_args()
+    cases = [
+        Case(body, cohort, rounds)
+        for body in BODIES
+        for cohort, rounds in COHORTS.items()
+        if options.only in (None, body) and options.case in (None, cohort)
+    ]
+    cases, repeats = ([Case(BODIES[0], 10, 2)], 1) if options.quick else (cases, options.repeats)
+    table = {case: measure(case, CONTENDERS, repeats) for case in cases}
+    print("\n".join([render(table, "ours"), "", LEGEND, "", *ratios(table)]))
+    check_alike({case: timings for case, timings in table.items() if case.net != "nothing"})
+    if not options.quick:
+        print(f"\nwritten to {write('flower_apps', {'timings': as_rows(table)})}")
+
+
+def ratios(table: Mapping[Case, Mapping[str, Timing]]) -> list[str]:
+    """How many times as long stock takes: per client from round 2 on, and to the end of round 1."""
+    lines = [f"{'stock over ours':26}{'per client':>12}{'to end of round 1':>19}"]
+    for case, timings in table.items():
+        ours, stock = timings["ours"], timings["stock"]
+        ratio = cost(stock) / cost(ours)
+        first = statistics.median(stock.first_round) / statistics.median(ours.first_round)
+        says = f"  at least {WANTED:.0f}: {'yes' if ratio >= WANTED else 'no'}" if case.net == "tight" else ""
+        lines.append(f"{case.title:26}{ratio:>11.1f}x{first:>18.1f}x{says}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

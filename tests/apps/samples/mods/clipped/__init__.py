@@ -1,0 +1,1 @@
+"""A Flower app: mods around a client's training."""

@@ -1,0 +1,1 @@
+"""A Flower app: clients with a state, and messages by hand."""
