@@ -9,6 +9,16 @@ from fedsim.errors import ModelError
 from fedsim.problem import Answer, problem_for
 
 
+def check_answers(task: str) -> None:
+    """Refuse to ask a model of rows, where it answers none.
+
+    Raises:
+        ModelError: it does not.
+    """
+    if task == "control":
+        raise ModelError("a policy acts in its environment and answers no rows; load it with fedsim.load")
+
+
 def answer(task: str, classes: Sequence[str], target: Mapping[str, Any], x: Tensor, output: Any) -> Answer:
     """What a model says of rows.
 

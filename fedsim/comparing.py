@@ -106,16 +106,15 @@ def compare(
         "target": target,
         "tune": {"trials": tune} if tune is not None else None,
     }
-    asked = {key: value for key, value in changes.items() if value is not None}
+    asked, objects = {key: value for key, value in changes.items() if value is not None}, _digest(given)
     if not isinstance(base, Comparison):
-        objects = _digest(given)
         comparison = plan(base, {**asked, **({"objects": objects} if objects else {})})
     elif asked:
         raise ScenarioError(
             f"{base.origin}: {', '.join(asked)}: a planned comparison says that itself; give it to plan"
         )
     else:
-        comparison = base
+        comparison = replace(base, objects=objects or base.objects)
     view = progress if isinstance(progress, View) else View(progress)
     folder, comparison = opened(comparison, out)
     with _same_again(folder), claimed(folder):
@@ -162,7 +161,10 @@ def forecast(
         waiting = [cell for cell in cells if not ended(folder / cell.folder)]
         found = dry.estimates(waiting, Bench(started(), jobs, view), view)
         if comparison.tune is not None:
-            found += dry.trials(found, _trials(comparison), comparison.tune.trials)
+            runs = list(found)
+            found += dry.trials(runs, _trials(comparison), comparison.tune.trials)
+            if not comparison.tuned:
+                found += dry.untuned(runs, [spot.key for spot in tuning.spots(comparison) if spot.ranges])
     view.phase("")
     return found
 

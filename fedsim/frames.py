@@ -13,6 +13,7 @@ from fedsim.extras import needed
 from fedsim.reading import Records
 from fedsim.records import HOLD_JSON, schema
 from fedsim.registry import nearest
+from fedsim.stored import reading
 
 if TYPE_CHECKING:
     import pandas
@@ -40,7 +41,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """What the run said at its end; empty when it has not finished."""
-        with closing(Records(self.path / "run.db")) as records:
+        with closing(Records(self.path / "run.db")) as records, reading(self.path):
             return records.summary()
 
     def frame(self, table: str) -> "pandas.DataFrame":
@@ -53,16 +54,16 @@ class Run:
             table: of docs/run-folder.md.
 
         Raises:
-            RunFolderError: there is no such table.
+            RunFolderError: there is no such table, or it cannot be read.
             FedsimError: pandas is not installed.
         """
         if table not in schema():
             raise RunFolderError(f"there is no table {table!r}.{nearest(table, list(schema()))}")
         pandas = needed("pandas", "frames", "a data frame")
-        with closing(Records(self.path / "run.db")) as records:
+        with closing(Records(self.path / "run.db")) as records, reading(self.path):
             rows = records.select(f"SELECT {', '.join(schema()[table])} FROM {table}")
             frame = pandas.DataFrame.from_records([tuple(row) for row in rows], columns=list(schema()[table]))
-        return _shaped(table, frame)
+            return _shaped(table, frame)
 
 
 def _shaped(table: str, frame: "pandas.DataFrame") -> "pandas.DataFrame":

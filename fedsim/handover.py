@@ -16,7 +16,7 @@ from safetensors.torch import load as from_safetensors
 from torch import Tensor, nn
 
 from fedsim import registry, seeds
-from fedsim.answers import answer
+from fedsim.answers import answer, check_answers
 from fedsim.errors import FedsimError, ModelError, RunFolderError, one_line
 from fedsim.model import Known, build
 from fedsim.problem import Answer
@@ -126,6 +126,7 @@ def predict(
 
 def predicted(handed: Handed, data: Path) -> Predictions:
     """`predict` with a model that is loaded already."""
+    check_answers(handed.card["task"])
     read = handed.preprocessing.read(data)
     columns: list[str] = ["row"]
     rows: list[list[Any]] = []
@@ -156,6 +157,10 @@ def opened(
     if "trees" in card["architecture"]:
         raise ModelError(
             f"{run}: its model is trees, no module of torch; xgboost.Booster(model_file=...) reads files of {folder}"
+        )
+    if "onnx" in card:
+        raise RunFolderError(
+            f"{run} has a graph for onnxruntime and no weights; ask that, or export the run with --model torch"
         )
     strategy, stored = card.get("strategy", {}), card["preprocessing"] or {}
     if client is not None and (strategy.get("own_models", True) or stored.get("fit") != "per-client"):
@@ -191,6 +196,9 @@ def _card(run: Path, folder: Path) -> dict[str, Any]:
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
+        if (run / "run.db").is_file() and (run / "pyproject.toml").is_file():
+            arrays = run / "model" / "last.safetensors"
+            raise RunFolderError(f"{run} is the run of a Flower app; {arrays} has its model's arrays") from error
         if (run / "run.db").is_file():
             raise RunFolderError(f"{run} has not finished, so it has no model yet: fedsim resume {run}") from error
         raise RunFolderError(f"{run} is no run and no exported model: {file}: {error.strerror}") from error

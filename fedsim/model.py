@@ -133,8 +133,17 @@ def check_model(name: str, module: nn.Module, problem: Problem, x: np.ndarray | 
             output = module(problem.inputs(x[:2]).clone())  # a model may work in place, the rows stay as they are
         except Exception as error:
             shape = list(x.shape[1:])
-            raise ModelError(f"model {name!r} fails on rows {shape} of {x.dtype}: {one_line(error)}") from error
+            why = f"{one_line(error)}{_too_few_tokens(error, problem.inputs(x[:2]))}"
+            raise ModelError(f"model {name!r} fails on rows {shape} of {x.dtype}: {why}") from error
     problem.check(output, problem.targets(y[:2]), f"model {name!r}")
+
+
+def _too_few_tokens(error: Exception, inputs: Tensor) -> str:
+    """What an embedding needs, where a model finds no place for a token; empty of any other failure."""
+    if not isinstance(error, IndexError) or inputs.is_floating_point() or not inputs.numel():
+        return ""
+    largest = int(inputs.max())
+    return f"; rows hold tokens up to {largest}, so an embedding of them needs {largest + 1} (parameter vocabulary)"
 
 
 def _arguments(factory: Factory, settings: Mapping[str, Any], known: Known, folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedsim import checkpoints, seeds
+from fedsim.answers import check_answers
 from fedsim.card import markdown
 from fedsim.data.corpus import BYTES
 from fedsim.errors import ModelError, RunFolderError, one_line
@@ -79,8 +80,7 @@ def export_model(
     handed = opened(run, client, model=model, data=data, data_dir=data_dir, **parts)
     if "format" not in handed.card or "strategy" not in handed.card:
         raise RunFolderError(f"{run} does not say enough of its model to export it; give a run of this version")
-    if handed.card["task"] == "control":
-        raise ModelError(f"{run}: a policy acts in its environment and answers no rows; load it with fedsim.load")
+    check_answers(handed.card["task"])
     card, difference = dict(handed.card), None
     if form == "torch":
         contents, files = _as_torch(handed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim import seeds
 from fedsim.cohorts import expected_size
 from fedsim.errors import StoppedByPolicy
 from fedsim.evaluation import ATTACK_SUCCESS, asked
@@ -160,12 +161,14 @@ def summarise(work: Work, folder: Path, watch: Watch, ledger: Ledger | None, end
     values["initial"] = fingerprint(work.initial)
     values["clients_counted"] = len(_counted_rows(work)) if work.job.scenario.evaluate.clients_every else 0
     values["clients_asked"] = work.job.scenario.evaluate.clients
+    values["worst_tenth_by_chance"] = _by_chance(work, values)
     if work.adversary is not None:
         values["adversary"] = {"name": work.adversary.name, "clients": list(work.job.attackers)}
     if ledger is not None:
         spent, plan = ledger.spent(), ledger.plan
-        lines = statement(plan, spent, work.algorithm.personalised)
-        values["privacy"] = {**privacy_values(plan, spent), "statement": lines}
+        secret = work.job.coins is seeds.secret
+        lines = statement(plan, spent, work.algorithm.personalised, secret=secret)
+        values["privacy"] = {**privacy_values(plan, spent), "secret_coins": secret, "statement": lines}
     lines, own = _lines(work, values, ledger), _own_figures(work, ending.clients)
     return Result(folder, ending.weights, values, lines, own)
 
@@ -240,7 +243,7 @@ def succeeded(result: Result) -> Result:
     """
     if result.values["status"] == "stopped":
         reason, rounds = result.values["stop"]["reason"], result.values["rounds"]
-        raise StoppedByPolicy(f"{reason} {result.folder} keeps {rounds} committed rounds.")
+        raise StoppedByPolicy(f"{reason.removesuffix('.')}. {result.folder} keeps {rounds} committed rounds.")
     return result
 
 
@@ -298,19 +301,31 @@ def _personal_lines(work: Work, values: Mapping[str, Any]) -> list[str]:
 
 def _client_lines(work: Work, values: Mapping[str, Any]) -> list[str]:
     """How unequal the model is to clients: the worst tenth, what it would be were they equal, and the spread."""
-    name = work.problem.headline
-    model: EvaluatedModel = "personal" if work.algorithm.alone else "global"
-    figures, lines = values["metrics_last_round" if work.algorithm.alone else "metrics"], []
+    name, lines = work.problem.headline, []
+    model, figures = _told_over_clients(work, values)
     worst = figures.get(f"{model}/client-test/worst-10%/{name}")
     if worst is not None:
         lines.append(f"{model}/client-test/worst-10%/{name}: {worst:.4f} over {_counted_clients(values)}")
-    if worst is not None and name == "accuracy":
-        pooled, trials = figures[f"{model}/client-test/rows/accuracy"], _counted_rows(work)
-        chance = worst_tenth_by_chance(pooled, trials, work.job.scenario.seed)
+    if (chance := values["worst_tenth_by_chance"]) is not None:
         lines.append(f"  {chance:.4f} by chance, were all clients equal")
     if (spread := figures.get(f"{model}/client-test/spread/{name}")) is not None:
         lines.append(f"{model}/client-test/spread/{name}: {spread:.4f} over {_counted_clients(values)}")
     return lines
+
+
+def _told_over_clients(work: Work, values: Mapping[str, Any]) -> tuple[EvaluatedModel, Metrics]:
+    """The model that figures over clients are told of, and its test metrics."""
+    alone = work.algorithm.alone
+    return ("personal", values["metrics_last_round"]) if alone else ("global", values["metrics"])
+
+
+def _by_chance(work: Work, values: Mapping[str, Any]) -> float | None:
+    """What the worst tenth would be, were all clients equal; None where there is none, or the metric is another."""
+    model, figures = _told_over_clients(work, values)
+    if work.problem.headline != "accuracy" or f"{model}/client-test/worst-10%/accuracy" not in figures:
+        return None
+    pooled = figures[f"{model}/client-test/rows/accuracy"]
+    return worst_tenth_by_chance(pooled, _counted_rows(work), work.job.scenario.seed)
 
 
 def _counted_rows(work: Work) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A run's records as data frames."""
 
 import json
+import shutil
 import sqlite3
 import sys
 from contextlib import closing
@@ -52,6 +53,30 @@ def test_metrics_are_one_row_a_round(folder: Path) -> None:
     assert frame["round"].tolist() == [1, 2]
     assert frame["global/central-validation/rows/accuracy"].between(0, 1).all()
     assert fedsim.Run(folder).summary["rounds"] == 2
+
+
+def test_a_run_that_has_just_begun_has_every_table(folder: Path, tmp_path: Path) -> None:
+    """Without rows, but with the columns by which a program goes on."""
+    shutil.copytree(folder, tmp_path / "run")
+    with closing(sqlite3.connect(tmp_path / "run" / "run.db")) as database, database:
+        for table in set(schema()) - {"failures"}:  # a view
+            database.execute(f"DELETE FROM {table}")
+    run = fedsim.Run(tmp_path / "run")
+    assert {table: len(run.frame(table)) for table in schema()} == dict.fromkeys(schema(), 0)
+    assert list(run.frame("metrics").columns) == ["round"] and run.summary == {}
+
+
+@pytest.mark.parametrize(("table", "column"), [("clients", "metrics"), ("summary", "value")])
+def test_damaged_records_are_one_line(table: str, column: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    with closing(sqlite3.connect(tmp_path / "run" / "run.db")) as database, database:
+        database.execute(f"UPDATE {table} SET {column} = '{{'")
+    run = fedsim.Run(tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"run\.db cannot be read as the records of a run"):
+        run.frame(table)
+    if table == "summary":
+        with pytest.raises(RunFolderError, match="cannot be read"):
+            _ = run.summary
 
 
 def test_what_is_not_there_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

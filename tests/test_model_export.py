@@ -20,7 +20,7 @@ from torch import nn
 import fedsim
 from fedsim.card import markdown
 from fedsim.errors import ModelError, RunFolderError
-from fedsim.handover import Handed, opened
+from fedsim.handover import Handed, opened, predict
 from fedsim.model_export import ROWS, TOLERANCE, as_onnx, as_program, export_model
 from fedsim.models.lstm import lstm
 from fedsim.models.ratings import ratings
@@ -89,6 +89,8 @@ def test_onnx_gives_what_torch_gives_on_raw_pixels(pixels: Made, tmp_path: Path)
     assert done.difference is not None and done.difference <= TOLERANCE
     card = json.loads((tmp_path / "given" / "model.json").read_text())
     assert card["onnx"] == {"preprocessing_inside": True, "largest_difference": done.difference, "rows": ROWS}
+    with pytest.raises(RunFolderError, match=r"given has a graph for onnxruntime and no weights.*--model torch"):
+        fedsim.load(tmp_path / "given")
 
 
 class Batchwise(nn.Module):
@@ -342,3 +344,5 @@ def test_a_policy_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"a policy acts in its environment.*fedsim\.load"):
         export_model(tmp_path / "run", "onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ModelError, match="answers no rows"):  # before it is asked for another kind of file
+        predict(tmp_path / "run", tmp_path / "rows.csv")

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 from typer.testing import CliRunner
 
-from fedsim import reproducing
+from fedsim import registry, reproducing
 from fedsim.cli import app
 from fedsim.data.corpus import Folders
 from fedsim.errors import ScenarioError
@@ -70,6 +71,36 @@ def test_a_paper_that_comes_along_runs(name: str, data_dir: Path, tmp_path: Path
     result = run(fast(scenario), data_dir=data_dir, out=tmp_path / "run")
     assert result.values["status"] == "done"
     assert all(len(line) <= 80 for line in reproducing.paper_lines(paper))
+
+
+def test_flambys_hospitals_have_the_patients_that_flamby_counts(data_dir: Path) -> None:
+    """Train and test patients as its page has them; a hospital's train patients are standardised."""
+    scenario = reproducing.load("flamby-heart").comparison.base
+    corpus = registry.find("fedsim.data.sources", scenario.data.name, scenario.folder, "data.name")(
+        Folders((data_dir,), scenario.folder)
+    )
+    counts = [(199, 104), (172, 89), (30, 16), (85, 45)]
+    for hospital, (train, test) in enumerate(counts):
+        mine, held = corpus.clients == hospital, corpus.own_test
+        assert (np.sum(mine & ~held), np.sum(mine & held)) == (train, test)
+        rows = corpus.x[mine & ~held]
+        varying = np.ptp(rows, axis=0) > 0
+        np.testing.assert_allclose(rows.mean(0), 0, atol=1e-5)
+        np.testing.assert_allclose(rows.std(0, ddof=1)[varying], 1, rtol=1e-4)
+
+
+def test_one_logit_is_logistic_regression() -> None:
+    """Cross-entropy of (0, z) is the binary cross-entropy of sigmoid(z), and so are its gradients."""
+    scenario = reproducing.load("flamby-heart").comparison.base
+    net = registry.find("fedsim.models", scenario.model.name, scenario.folder, "model.name")((3,), 2)
+    x, y = torch.randn(20, 3), torch.arange(20) % 2
+    ours = torch.nn.functional.cross_entropy(net(x), y)
+    theirs = torch.nn.functional.binary_cross_entropy(net.linear(x).sigmoid()[:, 0], y.float())
+    torch.testing.assert_close(ours, theirs)
+    for one, other in zip(
+        torch.autograd.grad(ours, net.parameters()), torch.autograd.grad(theirs, net.parameters()), strict=True
+    ):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(

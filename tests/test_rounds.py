@@ -134,7 +134,8 @@ def test_on_client_error_fail_ends_the_run_and_keeps_what_was_committed(out: Pat
     records = open_run(out)
     committed = len(records.rounds())
     assert 0 < committed < 50
-    assert f"keeps {committed} committed rounds" in str(stopped.value)
+    assert str(stopped.value).endswith(f". {out} keeps {committed} committed rounds.")
+    assert ".." not in str(stopped.value).replace(str(out), ""), "each sentence ends once"
     assert failures(records) == [], "the round that it spoiled is not committed"
     events = {event.kind: event.message for event in records.events()}
     assert f"client {small.ODD}" in events["client failed"]

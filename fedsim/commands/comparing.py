@@ -88,16 +88,19 @@ def compare(
     }
     chosen = {"engine.kind": engine, "engine.address": ray_address}
     settings = [*settings, *(f"{key}={value}" for key, value in chosen.items() if value is not None)]
-    comparison, out = _plan(names[0], changes, settings), out or _folder(names[0])
+    comparison, out, lines = _plan(names[0], changes, settings), out or _folder(names[0]), Lines(stream)
+    if len(comparison.candidates) == 1:
+        only = comparison.candidates[0].name
+        lines.note(f"{only} is the only candidate, so nothing is compared with it; name others with --vary")
     if dry_run:
-        estimates = comparing.forecast(comparison, out, data_dir, Lines(stream))
+        estimates = comparing.forecast(comparison, out, data_dir, lines)
         if as_json:
             print_json(dry.as_data(estimates))
         for line in [] if as_json else dry.lines(estimates):
             typer.echo(line)
         return
     seconds = _seconds(budget) if budget is not None else None
-    done = comparing.compare(comparison, out=out, budget=seconds, data_dir=data_dir, progress=Lines(stream))
+    done = comparing.compare(comparison, out=out, budget=seconds, data_dir=data_dir, progress=lines)
     _tell(done, as_json)
     _for_papers(done, figures, how, latex, as_json)
     if opened and done.folder is not None:

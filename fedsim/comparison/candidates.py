@@ -130,6 +130,13 @@ def applied(scenario: Scenario, changes: Mapping[str, Any], origin: str) -> Scen
     return scenario.changed({**dict(sorted(dropped.items())), **changes}, origin)
 
 
+def told(entry: Candidate | Condition, kind: str) -> str:
+    """What messages call one: by its name, or by the values that were varied, where its name is made of these."""
+    if entry.settings and entry.name == _named(entry.settings, _labels(list(entry.settings))):
+        return "varied " + ", ".join(f"{key}={_written(value)}" for key, value in entry.settings.items())
+    return f"{kind} {entry.name!r}"
+
+
 def joined(*parts: str) -> str:
     """For people, such as a condition and a candidate; the only condition has no name, which is left out."""
     return ", ".join(part for part in parts if part)

@@ -4,13 +4,13 @@ import math
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedsim.comparison.candidates import joined
 from fedsim.comparison.execution import Bench
-from fedsim.comparison.plan import Cell
+from fedsim.comparison.plan import Cell, reference_name, untuned_name
 from fedsim.comparison.view import View
 from fedsim.forecast import disk_bytes, size
 from fedsim.local import Work
@@ -83,6 +83,21 @@ def trials(found: Sequence[Estimate], first: Sequence[Cell], count: int) -> list
     ]
 
 
+def untuned(found: Sequence[Estimate], keys: Collection[tuple[str, str]]) -> list[Estimate]:
+    """The runs at most that show candidates before tuning: as many as theirs, of those whose settings it changes.
+
+    Args:
+        found: of the comparison's runs.
+        keys: condition and name of who is tuned; references have no such runs.
+    """
+    changed = [each for each in found if (each.condition, each.candidate) in keys]
+    return [
+        each._replace(candidate=untuned_name(each.candidate))
+        for each in changed
+        if not each.candidate.startswith(reference_name(""))
+    ]
+
+
 def as_data(found: Sequence[Estimate]) -> dict[str, Any]:
     """For programs."""
     return {
@@ -104,7 +119,8 @@ def lines(found: Sequence[Estimate]) -> list[str]:
             f"{size(each.disk):>9}{epsilon:>8}"
         )
     told = as_data(found)
-    total = f"{told['runs']} runs, {clock(told['seconds'])} in all ({told['seconds'] / 3600:.2f} hours)"
+    most = "at most " if any(each.candidate.startswith(untuned_name("")) for each in found) else ""
+    total = f"{most}{told['runs']} runs, {clock(told['seconds'])} in all ({told['seconds'] / 3600:.2f} hours)"
     return [*rows, f"{total}, at most {size(told['disk'])} of disk"]
 
 

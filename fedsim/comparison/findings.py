@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedsim.comparison import statistics, tuning
+from fedsim.comparison import conclusions, statistics, tuning
+from fedsim.comparison.candidates import joined
 from fedsim.comparison.facts import RunFacts, facts
 from fedsim.comparison.horizon import Course, Spent, to_target
 from fedsim.comparison.pairing import data_of, differing_lines, grouped, obstacle, own_ways, surroundings
@@ -244,7 +245,7 @@ def _pairs(
             if (reason := obstacle(mine, theirs) or _unmeasured(metric, mine, theirs)) is None:
                 pairs[condition, name].append((mine, theirs))
             else:
-                why_not.setdefault((_called(condition, name), reason), []).append(mine.seed)
+                why_not.setdefault((joined(condition, name), reason), []).append(mine.seed)
     return pairs, why_not
 
 
@@ -338,9 +339,12 @@ def _left_out(
 
 
 def _sentences(asked: Asked, family: Mapping[Key, Paired], metric: str) -> Iterator[str]:
-    for condition in asked.conditions if len(asked.candidates) > 1 else ():
+    if len(asked.candidates) == 1:
+        yield f"There is one candidate, {asked.reference}, and nothing to compare it with."
+        return
+    for condition in asked.conditions:
         here = {name: pair for (where, name), pair in family.items() if where == condition}
-        text = statistics.sentence(here, asked.reference, metric)
+        text = conclusions.sentence(here, asked.reference, metric)
         yield f"{condition}: {text}" if condition else text
 
 
@@ -362,7 +366,7 @@ def _notes(
     ways: dict[str, list[str]] = {}
     for (condition, name), each in pairs.items():
         for way in dict.fromkeys(way for mine, theirs in each for way in own_ways(mine, theirs)):
-            ways.setdefault(way, []).append(_called(condition, name))
+            ways.setdefault(way, []).append(joined(condition, name))
     for way, names in ways.items():
         yield f"by their own settings other {way} than the reference: {', '.join(names)}"
     if any(run.scenario.get("records", {}).get("clients", "all") != "all" for run in runs):
@@ -372,8 +376,4 @@ def _notes(
 
 
 def _run(run: RunFacts) -> str:
-    return f"{_called(run.condition, run.candidate)}, seed {run.seed}"
-
-
-def _called(condition: str, name: str) -> str:
-    return f"{condition}: {name}" if condition else name
+    return f"{joined(run.condition, run.candidate)}, seed {run.seed}"

@@ -7,7 +7,7 @@ from typing import Any
 from fedsim.comparison import trials
 from fedsim.comparison.findings import Findings, Key
 from fedsim.comparison.plan import reference_name
-from fedsim.comparison.standings import worst_told
+from fedsim.comparison.standings import worst_gain_told, worst_told
 from fedsim.comparison.statistics import Interval, Paired
 from fedsim.overview import figure
 from fedsim.privacy.accountant import rounded_up
@@ -110,6 +110,7 @@ def _standing_values(found: Findings, key: Key) -> dict[str, Any]:
             "interval": gain.interval._asdict(),
             "share_gained": gain.share_gained,
             "worst_tenth": gain.worst_tenth,
+            "seeds_without_worst_tenth": list(gain.too_few),
         }
         if gain is not None
         else None,
@@ -240,6 +241,7 @@ def _gains(found: Findings, condition: str) -> Iterator[str]:
         worst = _signed(gain.worst_tenth) if gain.worst_tenth is not None else "-"
         cells = f"{_signed(gain.mean):>9}{_ends(gain.interval):>22}{100 * gain.share_gained:>8.0f} %{worst:>12}"
         yield from _named(name, cells)
+    yield from wrapped(worst_gain_told(gains.values()), 2)
 
 
 def _left_out(found: Findings, condition: str) -> Iterator[str]:

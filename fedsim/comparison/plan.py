@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from fedsim import companions, records
-from fedsim.comparison.candidates import Candidate, Condition, applied, joined
+from fedsim.comparison.candidates import Candidate, Condition, applied, joined, told
 from fedsim.errors import ScenarioError
 from fedsim.registry import as_path
 from fedsim.scenario import Scenario
@@ -202,11 +202,9 @@ class Comparison:
         tuned = self.tuned.get((condition.name, candidate.name), {})
         called = joined(self.base.title, condition.name, candidate.name)
         alone = {"seed": seed, "title": called, "references": [], "privacy.without": None}
-        where = f", condition {condition.name!r}" if condition.name else ""
+        where = joined(told(candidate, "candidate"), told(condition, "condition") if condition.name else "")
         return applied(
-            self.base,
-            {**condition.settings, **candidate.settings, **tuned, **alone},
-            f"{self.origin}: candidate {candidate.name!r}{where}",
+            self.base, {**condition.settings, **candidate.settings, **tuned, **alone}, f"{self.origin}: {where}"
         )
 
     def _named(self, name: str) -> Candidate:

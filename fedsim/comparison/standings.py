@@ -62,7 +62,8 @@ class Gain:
         each: seed -> client -> gain; clients are the same over seeds only where a partition is.
         mean: over clients, then over seeds; `interval` of it over seeds.
         share_gained: of clients, mean over seeds.
-        worst_tenth: mean gain of the worst 10 % of clients, mean over seeds; None for fewer than ten clients.
+        worst_tenth: mean gain of the worst 10 % of clients, mean over the seeds with ten clients or more; None of none.
+        too_few: the other seeds; empty where there is no worst tenth.
     """
 
     metric: str
@@ -71,6 +72,7 @@ class Gain:
     interval: Interval
     share_gained: float
     worst_tenth: float | None
+    too_few: tuple[int, ...]
 
 
 def standing(runs: Sequence[RunFacts], metric: str) -> Standing:
@@ -111,10 +113,21 @@ def worst_told(standings: Iterable[Standing]) -> str:
     if not with_worst:
         return ""
     clients = min(each.clients for each in with_worst)
-    few = sorted({seed for each in with_worst for seed in each.too_few})
-    listed = f"seed{'s' if len(few) > 1 else ''} {', '.join(map(str, few))}"
-    but = f", without {listed}, where fewer than ten have" if few else ""
+    without = _without(seed for each in with_worst for seed in each.too_few)
+    but = f"{without}, where fewer than ten have" if without else ""
     return f"worst 10 % over {clients} clients with enough test rows{but}; by chance: were all of them equal"
+
+
+def worst_gain_told(gains: Iterable[Gain]) -> str:
+    """For people, the seeds that the worst 10 % of gains leave out; empty where they are of all."""
+    without = _without(seed for each in gains for seed in each.too_few)
+    return f"worst 10 %{without}, where fewer than ten clients have figures of both" if without else ""
+
+
+def _without(seeds: Iterable[int]) -> str:
+    """For people, seeds that are left out."""
+    few = sorted(set(seeds))
+    return f", without seed{'s' if len(few) > 1 else ''} {', '.join(map(str, few))}" if few else ""
 
 
 def _worst(means: Mapping[str, float], metric: str) -> str | None:
@@ -164,7 +177,7 @@ def _judged_by(run: RunFacts) -> str:
 def _gain(metric: str, each: Mapping[int, Mapping[int, float]]) -> Gain:
     values = [np.array(list(clients.values())) for clients in each.values()]
     worst = [worst_tenth([{"": gain} for gain in gains], np.ones(len(gains)), 1, ()) for gains in values]
-    tenths = [found[""] for found in worst if found]
+    tenths = {seed: found[""] for seed, found in zip(each, worst, strict=True) if found}
     means = [float(gains.mean()) for gains in values]
     return Gain(
         metric=metric,
@@ -172,7 +185,8 @@ def _gain(metric: str, each: Mapping[int, Mapping[int, float]]) -> Gain:
         mean=_mean(means),
         interval=statistics.interval(means),
         share_gained=_mean(float((gains > 0).mean()) for gains in values),
-        worst_tenth=_mean(tenths) if tenths else None,
+        worst_tenth=_mean(tenths.values()) if tenths else None,
+        too_few=tuple(seed for seed in each if seed not in tenths) if tenths else (),
     )
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from fedsim.comparison.candidates import joined
 from fedsim.comparison.findings import Findings, Key
 from fedsim.comparison.pairing import differing
-from fedsim.comparison.standings import worst_told
+from fedsim.comparison.standings import worst_gain_told, worst_told
 from fedsim.comparison.statistics import FEWEST, FEWEST_FLIPS, Interval
 from fedsim.privacy.accountant import rounded_up
 from fedsim.report import contrasts, courses
@@ -198,16 +198,17 @@ def _clients(found: Findings, condition: str) -> str:
 
 
 def _gains(found: Findings, condition: str) -> str:
+    gains = {name: found.gains[condition, name] for name in names(found, condition) if (condition, name) in found.gains}
     rows: list[Sequence[Cell]] = [
         [name, gain.mean, gain.interval.low, gain.interval.high, f"{100 * gain.share_gained:.0f} %", gain.worst_tenth]
-        for name in names(found, condition)
-        if (gain := found.gains.get((condition, name))) is not None
+        for name, gain in gains.items()
     ]
     if not rows:
         return ""
     columns = ["candidate", "mean", "low", "high", "clients that gain", "worst 10 %"]
     caption = "Mean gain of a client over training alone, with its interval over seeds at 95 %"
-    return html(contrasts.gains(found, condition)) + table(Table(columns, rows), caption)
+    few = paragraph(f"{told[:1].upper()}{told[1:]}.") if (told := worst_gain_told(gains.values())) else ""
+    return html(contrasts.gains(found, condition)) + table(Table(columns, rows), caption) + few
 
 
 def _tuning(found: Findings, condition: str) -> str:
@@ -254,13 +255,14 @@ def _others(found: Findings, condition: str) -> str:
 
 
 def _runs(found: Findings, place: Path) -> str:
+    judged = {key: score(found, key)[0] for key in found.standings}
     rows: list[Sequence[Cell]] = [
         [
             joined(run.condition, run.candidate),
             run.seed,
             run.status if run.reason is None else f"{run.status}: {run.reason}",
             f"{len(run.rounds)}/{run.rounds_planned}",
-            run.score(found.metric),
+            run.score(judged.get((run.condition, run.candidate), found.metric)),
             lasting(float(run.seconds[-1])) if len(run.seconds) else "–",
             run.fingerprint[:12],
         ]
@@ -274,7 +276,9 @@ def _runs(found: Findings, place: Path) -> str:
     ]
     columns = ["run", "seed", "status", "rounds", short(found.metric), "time", "fingerprint"]
     listed = folded(f"reports of {len(links)} runs", f"<ul>{''.join(links)}</ul>") if links else ""
-    return table(Table(columns, rows), "Every run") + listed if rows else ""
+    others = dict.fromkeys(metric for metric in judged.values() if metric != found.metric)
+    notes = [paragraph(f"Of runs that share no model: {metric}.") for metric in others]
+    return table(Table(columns, rows), "Every run") + "".join(notes) + listed if rows else ""
 
 
 def _differing(found: Findings) -> str:

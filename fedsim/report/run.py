@@ -1,5 +1,6 @@
 """A run's report: `report.html` in its folder, or the page while it goes on."""
 
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,12 @@ from fedsim.report.page import (
     write,
 )
 from fedsim.report.picture import Picture, html
+from fedsim.stored import DEPLOYMENT
 
 _PACKAGES = ("fedsim", "torch", "numpy", "flwr", "ray", "opacus")
 """Named beside the rest."""
+TYPICAL_BYTES = 2_100_000
+"""Of a report: plotly.js is 1.9 MB of it, and what is shown of many clients and rounds is limited."""
 
 
 def report(folder: Path, out: Path | None = None, *, reload_seconds: float | None = None) -> Chronicle:
@@ -84,7 +88,8 @@ def _lead(told: Chronicle) -> str:
 def _result(told: Chronicle) -> str:
     run, found = told.overview, []
     if run.metric is not None:
-        found.append((f"test {told.judged}", figure(run.value), _of_round(told)))
+        rows = "validation" if "-validation/" in run.metric else "test"  # of a Flower app the figure that it gives
+        found.append((f"{rows} {told.judged}", figure(run.value), _of_round(told)))
     elif run.chosen_by is not None and run.best_value is not None:
         found.append(
             (
@@ -97,13 +102,10 @@ def _result(told: Chronicle) -> str:
     model = (run.metric or "global/").partition("/")[0]
     worst = f"{model}/client-test/worst-10%/{told.judged}"
     if tests.get(worst) is not None:
-        found.append(
-            (
-                f"worst 10 % of clients, {told.judged}",
-                figure(tests[worst]),
-                f"{worst}, {told.summary.get('clients_counted')} clients",
-            )
-        )
+        chance = told.summary.get("worst_tenth_by_chance")
+        also = f"; {figure(chance)} by chance, were all clients equal" if chance is not None else ""
+        about = f"{worst}, {told.summary.get('clients_counted')} clients{also}"
+        found.append((f"worst 10 % of clients, {told.judged}", figure(tests[worst]), about))
     if run.personal is not None and not (run.metric or "").startswith("personal/"):
         found.append((f"clients' own models, {told.judged}", figure(run.personal), "mean over clients, last round"))
     if run.epsilon is not None:
@@ -135,7 +137,7 @@ def _result(told: Chronicle) -> str:
 
 def _of_round(told: Chronicle) -> str:
     run = told.overview
-    if (run.metric or "").startswith("personal/"):
+    if (run.metric or "").startswith("personal/") or run.best_round is None:
         return f"{run.metric}, after the last round"
     how = "chosen on validation" if run.chosen_by else "the last; nothing chose"
     return f"{run.metric}, round {run.best_round}, {how}"
@@ -322,6 +324,11 @@ def _environment(made: Values) -> str:
 
 def _repeat(told: Chronicle) -> str:
     named, made = _named(told.folder), told.environment
+    if "app" in told.summary:
+        return _repeat_app(told.summary)
+    if DEPLOYMENT in made:
+        resume = preformatted(f"fedsim resume {named}", "commands") if told.overview.status == "interrupted" else ""
+        return resume + paragraph("It was deployed: nodes keep their rows, so nothing of it can be done again here.")
     own = sorted(made.get("sources") or {})
     words = []
     for part in ("model", "data"):
@@ -341,6 +348,15 @@ def _repeat(told: Chronicle) -> str:
         "the same model to the bit."
     )
     return preformatted("\n".join(commands), "commands") + "".join(map(paragraph, words))
+
+
+def _repeat_app(summary: Values) -> str:
+    """The command that runs a Flower app as it was run."""
+    config = " ".join(f"{key}={json.dumps(value)}" for key, value in summary["run_config"].items())
+    settings = f" --run-config {shlex.quote(config)}" if config else ""
+    app = f"{_named(Path(summary['app']))} --nodes {summary['nodes']} --seed {summary['seed']}"
+    words = "With the app's files, versions and the kind of processor as they were the fingerprint is the same."
+    return preformatted(f"fedsim flower {app}{settings}", "commands") + paragraph(words)
 
 
 def _named(folder: Path) -> str:

@@ -45,12 +45,22 @@ def test_a_file_and_a_dry_run(fedsim: Command) -> None:  # noqa: F811
     assert not Path("comparisons").exists()
 
 
+def test_one_candidate_is_told_to_be_the_only_one(fedsim: Command) -> None:  # noqa: F811
+    """Before its runs, and in what they came to."""
+    assert "note: fedavg is the only candidate" in fedsim("compare", "small.toml", "--dry-run").out
+    found = fedsim("compare", "small.toml", "--seeds", "1", "--set", "rounds=1", "--no-references")
+    assert found.status == 0, found.err
+    assert "There is one candidate, fedavg, and nothing to compare it with." in found.out
+    assert "is the only candidate" not in fedsim("compare", "small.toml", "--vary", "rounds=1,2", "--dry-run").out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--vary", "strategy.nam=fedavg"), "strategy.nam is not known"),
+        (("--vary", "strategy.nam=fedavg"), "small.toml: varied strategy.nam=fedavg: strategy.nam is not known"),
+        (("--vary", "data.partition.alhpa=1"), "varied data.partition.alhpa=1: data.partition"),
         (("--vary", "strategy.name"), "write it as key=a,b,c"),
-        (("--vary", "strategy.name=fedavg,fedprx"), "candidate 'fedprx'"),
+        (("--vary", "strategy.name=fedavg,fedprx"), "varied strategy.name=fedprx: strategy.name"),
         (("--seeds", "some"), "--seeds some"),
         (("--target", "accuracy"), "METRIC>=VALUE"),
         (("--budget", "fast"), "write it as 8h"),

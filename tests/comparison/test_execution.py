@@ -5,8 +5,10 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +225,19 @@ def test_what_is_given_beside_a_planned_comparison_is_refused(tmp_path: Path) ->
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_planned_comparison_of_other_data_is_another(tmp_path: Path) -> None:
+    """Else the same call with other rows would find what it has done with the first."""
+    rng = np.random.default_rng(1)
+    x, y, owners = rng.normal(size=(80, 3)).astype(np.float32), np.arange(80) % 2, np.repeat(np.arange(4), 20)
+    planned = asked({"data.partition": {"kind": "natural"}}, seeds=1)
+    found = compare(planned, data=(x, y, owners), out=tmp_path / "runs")
+    again = compare(planned, data=(x.copy(), y, owners), out=tmp_path / "runs")
+    assert [run.fingerprint for run in again.runs] == [run.fingerprint for run in found.runs]
+    for other in ((x + 1, y, owners), None):
+        with pytest.raises(RunFolderError, match="has another comparison"):
+            compare(planned, data=other, out=tmp_path / "runs")
+
+
 def test_a_folder_has_one_comparison_and_one_process(tmp_path: Path) -> None:
     compare(asked(seeds=1), out=tmp_path / "runs")
     with pytest.raises(RunFolderError, match="has another comparison"):
@@ -269,6 +284,18 @@ def test_a_dry_run_counts_what_is_left_and_writes_nothing(tmp_path: Path, monkey
     (folder,) = (tmp_path / "comparisons").iterdir()
     assert json.loads((folder / "findings.json").read_text())["seeds"] == [1, 2]
     assert (folder / "compare.html").stat().st_size > 10_000
+
+
+def test_a_dry_run_counts_trials_and_the_runs_before_tuning(tmp_path: Path) -> None:
+    """As many as the tuned comparison then has, where every candidate is changed."""
+    comparison = asked(references=["local"], tune={"trials": 3, "seeds": [9]})
+    estimates = {each.candidate: each.runs for each in forecast(comparison, tmp_path / "runs")}
+    plain = {"fedavg": 2, "fedadam": 2, "reference: local": 2}
+    trials = {f"tuning {name}": 3 for name in plain}
+    assert estimates == {**plain, **trials, "untuned: fedavg": 2, "untuned: fedadam": 2}
+    tuned = {("", name): {"train.learning_rate": 0.3} for name in plain}
+    cells = Counter(cell.candidate for cell in replace(comparison, tuned=tuned).cells())
+    assert {name: runs for name, runs in estimates.items() if name not in trials} == cells
 
 
 def federation(without: Sequence[int] = (), last: int = 4) -> Federation:

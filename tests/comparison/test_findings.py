@@ -115,6 +115,23 @@ def test_seeds_with_too_few_clients_for_a_worst_tenth_are_left_out_and_named() -
     assert "worst 10 % over 12 clients with enough test rows, without seed 2, where fewer than ten have; by" in text
 
 
+def test_seeds_with_too_few_clients_for_a_worst_gain_are_named() -> None:
+    """As for the worst tenth: its mean is over the others."""
+    many, few = ({client: 0.1 * client for client in range(count)} for count in (10, 9))
+    runs = [
+        made.facts(name, seed, 0.8, own_figures={client: lift + figure for client, figure in own.items()})
+        for name, lift in (("a", 0.2), ("reference: local", 0.0))
+        for seed, own in ((1, many), (2, few), (3, many))
+    ]
+    told = found(runs, candidates=("a",), references=("local",))
+    gain = told.gains["", "a"]
+    assert gain.worst_tenth == pytest.approx(0.2) and gain.too_few == (2,)
+    text = " ".join(line.strip() for line in findings_lines(told))
+    assert "worst 10 %, without seed 2, where fewer than ten clients have figures of both" in text
+    alike = found([run for run in runs if run.seed != 2], candidates=("a",), references=("local",))
+    assert alike.gains["", "a"].too_few == () and "fewer than ten" not in " ".join(findings_lines(alike))
+
+
 def test_epsilon_is_of_the_client_that_spent_most(tmp_path: Path) -> None:
     promise = {"privacy.client": {"epsilon": 8.0, "delta": 1e-3, "clip": 1.0}, "strategy.weights": "uniform"}
     result = small.run(small.job({**FEDAVG, **promise}), tmp_path / "run")
@@ -316,4 +333,5 @@ def test_clients_left_out_are_told_by_what_the_reference_loses() -> None:
     runs = made.runs({"one": [0.5, 0.6], left_out_name(0): [0.4, 0.5], left_out_name(1): [0.6, 0.7]})
     shown = conclude(asked(runs)._replace(candidates=("one",)), runs)
     assert [shown.left_out["", client].mean for client in (0, 1)] == pytest.approx([0.1, -0.1])
-    assert shown.candidates == ("one",) and not shown.family and not shown.sentences
+    assert shown.candidates == ("one",) and not shown.family
+    assert shown.sentences == ("There is one candidate, one, and nothing to compare it with.",)

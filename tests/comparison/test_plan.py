@@ -174,8 +174,8 @@ REFUSED = [
     ({"target": {"metric": "x"}}, r"give at_least or at_most"),
     ({"vari": {}}, r"vari is not known. Did you mean vary\?"),
     ({"candidate": [{"name": "a", "sett": {}}]}, r"candidate.0.sett is not known. Did you mean set\?"),
-    ({"vary": {"train.learning_rat": [0.1, 0.2]}}, r"candidate 'learning_rat=0.1': train.learning_rat is not known"),
-    ({"vary": {"train.learning_rate": [0.1, -1.0]}}, r"candidate 'learning_rate=-1': train.learning_rate = -1.0"),
+    ({"vary": {"train.learning_rat": [0.1, 0.2]}}, r"varied train.learning_rat=0.1: train.learning_rat is not known"),
+    ({"vary": {"train.learning_rate": [0.1, -1.0]}}, r"varied train.learning_rate=-1: train.learning_rate = -1.0"),
 ]
 
 

@@ -214,12 +214,13 @@ def test_new_connections_are_made_ready_as_those_of_training(connections: Corpus
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("0", r"line 2: 1 value; give the 41 of a connection, with its label or without"),
         ("0,tcp,http,SF,1,2", r"line 2: 6 values; give the 41 of a connection, with its label or without"),
         (f"0,tpc,http,SF,{'0,' * 36}0", r"line 2: protocol 'tpc' is none of icmp, tcp, udp"),
         (f"0,tcp,http,sf,{'0,' * 36}0", r"line 2: flag 'sf' is none of OTH, REJ"),
         (f"0,tcp,http,SF,-1,{'0,' * 35}0", r"line 2: src_bytes is '-1'; give a finite number from 0 on"),
         (f"0,tcp,http,SF,0,nan,{'0,' * 34}0", r"line 2: dst_bytes is 'nan'; give a finite number"),
-        ("", r"line 2: 1 values"),
+        ("", r"line 2: 1 value; give"),
     ],
 )
 def test_what_is_no_connection_is_named(line: str, message: str, connections: Corpus, tmp_path: Path) -> None:

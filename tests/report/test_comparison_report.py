@@ -198,6 +198,9 @@ def test_a_reference_that_trains_alone_is_judged_by_clients_own_models(found: Fi
     cells = Read(comparison_page(found, Path())).cells
     row = cells[cells.index("reference: local") :][:3]
     assert row[1] == "0.7500" and "0.0500" not in row
+    runs = [cells[place : place + 5] for place, cell in enumerate(cells) if cell == "reference: local"][-7:]
+    assert [(run[1], run[4]) for run in runs] == [(str(seed), "0.7500") for seed in range(1, 8)]
+    assert "Of runs that share no model: personal/client-test/clients/accuracy." in comparison_page(found, Path())
 
 
 def test_pictures_say_which_figures_are_of_clients_own_models(found: Findings) -> None:

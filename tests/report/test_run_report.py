@@ -1,6 +1,7 @@
 """A run's report: what it says is what the records say; and a browser shows it, offline, to everybody."""
 
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedsim.report.chronicle import SHOWN_CLIENTS, SHOWN_ROUNDS, chronicle, prin
 from fedsim.report.follow import follow
 from fedsim.report.run import report, run_page
 from fedsim.rounds import run_job
+from fedsim.stored import DEPLOYMENT
 from tests import small
 from tests.report import browser as browsers
 from tests.report.test_page import Read
@@ -181,6 +183,13 @@ def test_a_report_of_many_clients_and_rounds_stays_small(made: Path, tmp_path: P
     assert heat["y"] == [f"client {k}" for k in range(299, 299 - SHOWN_CLIENTS, -1)]
     assert sum(row["down"] for row in told.rounds) == 4 * 300 * 400
     assert len(page) < 3.5e6
+
+
+def test_the_worst_tenth_stands_beside_what_chance_makes_of_equal_clients(tmp_path: Path) -> None:
+    """As the run's closing block has it: without that figure a low one of few test rows says nothing."""
+    result = small.run(small.job({"data.partition": {"kind": "iid", "clients": 12}}), tmp_path / "run")
+    (line,) = (line for line in result.lines if "by chance" in line)
+    assert line.strip() in run_page(chronicle(tmp_path / "run"))
 
 
 # The map of updates
@@ -371,6 +380,17 @@ def test_the_command_writes_a_page_for_each_run(made: Path, fedsim: Any) -> None
     assert (status, json.loads(out)) == (0, {"reports": written[:1]})
 
 
+def test_a_deployed_run_is_not_repeated_here(made: Path, tmp_path: Path) -> None:
+    """Nodes keep their rows: no command is given that would be refused, and no same bits are promised."""
+    run = shutil.copytree(made / "private", tmp_path / "run")
+    about = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**about, DEPLOYMENT: {}}))
+    report(run)
+    page = (run / "report.html").read_text()
+    assert "nodes keep their rows" in page
+    assert "fedsim replay" not in page and "fedsim run" not in page and "the fingerprint is the same" not in page
+
+
 def test_a_run_leaves_its_report(fedsim: Any, tmp_path: Path) -> None:
     """Also with --json, where nothing but JSON is printed."""
     (tmp_path / "small.toml").write_text(tomli_w.dumps({**small.SMALL, "rounds": 1}))
@@ -378,6 +398,9 @@ def test_a_run_leaves_its_report(fedsim: Any, tmp_path: Path) -> None:
         status, out, _ = fedsim("run", "small.toml", "--out", f"run{number}", *more)
         assert status == 0 and "Repeat it" in (tmp_path / f"run{number}" / "report.html").read_text()
     assert json.loads(out)["status"] == "done"
+    status, out, _ = fedsim("run", "small.toml", "--dry-run", "--json")
+    written = (tmp_path / "run0" / "report.html").stat().st_size
+    assert status == 0 and 0.9 * written < json.loads(out)["report"] < 1.2 * written
 
 
 def test_mistakes_cost_one_line(made: Path, fedsim: Any, tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ def connections(path: Path) -> tuple[np.ndarray, list[int]]:
 def _wrong(fields: list[bytes]) -> str:
     """Why a line is no connection; empty where it is one."""
     if not _VALUES <= len(fields) <= _VALUES + 1:
-        return f"{len(fields)} values; give the {_VALUES} of a connection, with its label or without"
+        values = f"{len(fields)} value{'' if len(fields) == 1 else 's'}"
+        return f"{values}; give the {_VALUES} of a connection, with its label or without"
     for value, known, what in ((fields[1], _PROTOCOLS, "protocol"), (fields[3], _FLAGS, "flag")):
         if value not in known:
             return f"{what} {value.decode(errors='replace')!r} is none of {', '.join(each.decode() for each in known)}"
