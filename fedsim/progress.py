@@ -91,7 +91,7 @@ class Lines:
 
     def round(self, record: RoundRecord, shown: Mapping[str, float | None]) -> None:
         """Print the round's line, and the columns' names before the first."""
-        if not self._columns:
+        if not self._lines:
             self._columns = tuple(shown)
             self._width = 11 if len(shown) < 4 else 10
             heads = "".join(f"{shortened(name, self._width - 1):>{self._width}}" for name in self._columns)

@@ -116,10 +116,12 @@ def live_figures(work: Work, metrics: Metrics) -> dict[str, float | None]:
 
 
 def legend(work: Work) -> list[str]:
-    """Full names of the live columns."""
+    """Full names of the live columns; nothing where nothing is measured."""
     columns, name = _live(work), work.problem.headline
+    if not columns:
+        return []
     if work.algorithm.alone:
-        return [f"live: personal/client-validation/clients/..., worst-10%/{name}"] if columns else []
+        return [f"live: personal/client-validation/clients/..., worst-10%/{name}"]
     text = f"live: global/{_validation_set(work)}/rows/..."
     facts = [f"{text}, client-validation/worst-10%/{name}" if "worst 10%" in columns else text]
     return [*facts, f"personal: {columns['personal']}"] if "personal" in columns else facts
@@ -134,6 +136,7 @@ def _live(work: Work) -> dict[str, str]:
         means = means if on_clients else {}
     else:
         model, means = "global", {"loss": f"global/{place}/rows/loss", short: f"global/{place}/rows/{name}"}
+        means = means if on_clients or place == "central-validation" else {}
     worst = {"worst 10%": f"{model}/{own}/worst-10%/{name}"} if on_clients else {}
     beside = work.algorithm.personalised and not work.algorithm.alone and on_clients
     return {**means, **worst, **({"personal": f"personal/{own}/clients/{name}"} if beside else {})}

@@ -1,5 +1,6 @@
 """What a run says at its end, for people and for programs, and what it leaves of the code that it used."""
 
+import io
 import json
 import math
 import re
@@ -15,13 +16,15 @@ from torch import nn
 
 import fedsim
 from fedsim.companions import WITHOUT_PRIVACY, compared
+from fedsim.engine.inline import InlineEngine
 from fedsim.local import Work
 from fedsim.parameters import Weights, fingerprint
-from fedsim.progress import WIDTH, Silent
+from fedsim.progress import WIDTH, Lines, Silent
 from fedsim.records import RoundRecord, to_json
+from fedsim.rounds import run_job
 from fedsim.stopping import Stop, Watch
 from fedsim.stored import open_run
-from fedsim.summary import Ending, Result, model_card, summarise
+from fedsim.summary import Ending, Result, legend, live_figures, model_card, summarise
 from tests import small
 
 ACCURACY = "global/central-test/rows/accuracy"
@@ -46,6 +49,18 @@ def ended(work: Work, stop: Stop | None = None, rounds: int = 4) -> Result:
     weights = Weights(torch.ones(2), torch.zeros(0))
     ending = Ending(stop, rounds, 2.0, weights, last={ACCURACY: 0.25}, best={ACCURACY: 0.75})
     return summarise(work, Path("run"), watch, None, ending)
+
+
+def test_a_run_that_measures_nothing_has_no_columns_for_it(tmp_path: Path) -> None:
+    """As a deployed one with privacy and no central rows: the line names no figure that never comes."""
+    changes = {"data.split.central": 0.0, "evaluate.clients_every": 0}
+    work = Work(small.job(changes))
+    assert (legend(work), live_figures(work, {})) == ([], {})
+    (text,) = legend(Work(small.job({**changes, "evaluate.clients_every": 1})))
+    assert text.startswith("live: global/client-validation/rows/...")
+    printed = io.StringIO()
+    run_job(small.job({**changes, "rounds": 2}), InlineEngine(), tmp_path / "run", Lines(printed))
+    assert printed.getvalue().count(" round  failed   s/round    left\n") == 1
 
 
 def test_the_best_model_is_reported_and_the_last_one_kept(work: Work) -> None:

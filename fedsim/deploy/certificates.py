@@ -85,6 +85,15 @@ def fingerprint(pem: bytes) -> str:
     return _printed(_first(pem).fingerprint(hashes.SHA256()))
 
 
+def alone(pem: bytes) -> bytes:
+    """The first certificate of a PEM text, written anew: what else is in the text has no fingerprint that was compared.
+
+    Raises:
+        DeployError: there is none.
+    """
+    return _first(pem).public_bytes(serialization.Encoding.PEM)
+
+
 def days_left(pem: bytes) -> float:
     """Days until the first certificate of a PEM text ends; negative when it has ended."""
     return (_first(pem).not_valid_after_utc - _now()) / datetime.timedelta(days=1)

@@ -30,6 +30,7 @@ NOTHING = "nothing"
 DECLARED = "nothing: declared once, and taken as public"
 _MADE_PUBLIC = "nothing: it follows from declared numbers alone"
 _COUNTED = "nothing: it counts the charges of all runs at the node"
+_SOME = "for some rows 1, for none 0"
 _NEUTRAL = "the work failed; the node's owner sees why in the log"
 _BYTES: Mapping[str, int] = {"int": 8, "float": 8, "bool": 1}
 _PLAIN: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "text": (str,)}
@@ -85,15 +86,19 @@ DESCRIBED: tuple[Field, ...] = (
     _once("metrics", "units", "int"),
     Field("describe", "description", "counter", "int", (), "once", _COUNTED),
 )
-"""What a node says of its rows before round 1, in every run."""
+"""What a node says of its rows before round 1, in every run; counts are 1 or 0 where its owner lets none leave."""
 WITHHELD: Mapping[Kind, Mapping[str, str]] = {
     "train": {
         "loss": "it depends on the rows",
         "norm": "the coordinator measures it on what it gets",
         "seconds": "how long work takes depends on the rows",
+        "num-examples": "it counts the rows",
+        "steps": "they follow from the number of rows",
     }
 }
-"""What work gives besides, and why it stays at the node under privacy, or where its owner lets no metrics leave."""
+"""What work gives besides, and why it stays at the node: figures under privacy, or where its owner lets no metrics
+leave, and counts where its owner lets no counts leave."""
+_FIGURES, _COUNTS = ("loss", "norm", "seconds"), ("num-examples", "steps")
 WITHHELD_COUNT = -1
 """In place of how often a category is there, where that is of too few rows."""
 _SUMS = "no epsilon: sums over enough train rows, told once"
@@ -105,12 +110,13 @@ SEEN: tuple[str, ...] = (
 """What a coordinator sees besides answers."""
 
 
-def fields(work: Work, *, metrics: bool) -> tuple[Field, ...]:
+def fields(work: Work, *, metrics: bool, counts: bool = True) -> tuple[Field, ...]:
     """Every field that leaves a node in a run.
 
     Args:
         work: of the job, on the node's rows or on a simulation's.
         metrics: whether the owner lets losses and metrics leave, where no privacy is promised.
+        counts: whether the owner lets counts of rows leave.
 
     Raises:
         Refused: the strategy cannot do without figures that the owner keeps.
@@ -123,14 +129,15 @@ def fields(work: Work, *, metrics: bool) -> tuple[Field, ...]:
             f"needs each node's {names}"
         )
     shown = metrics and plan is None
+    kept = () if counts else ("metrics",)
     return (
-        *DESCRIBED,
-        *_training(work, shown),
+        *(field._replace(protection=_SOME) if field.record in kept else field for field in DESCRIBED),
+        *_training(work, shown, counts),
         *(_evaluation(work) if shown and work.job.scenario.evaluate.clients_every else ()),
     )
 
 
-def _training(work: Work, shown: bool) -> Iterable[Field]:
+def _training(work: Work, shown: bool, counts: bool) -> Iterable[Field]:
     """What answers a message to train."""
     plan, often = work.job.privacy, "each round"
     values, kind = to_record(work.layout, work.initial), str(work.initial.vector.numpy().dtype)
@@ -139,15 +146,16 @@ def _training(work: Work, shown: bool) -> Iterable[Field]:
             yield Field("train", "arrays", name, array.dtype, tuple(array.shape), often, protection(plan))
     else:
         yield Field("train", "update", "vector", kind, (work.contribution_size,), often, protection(plan))
-    yield Field("train", "metrics", "num-examples", "int", (), often, DECLARED)
-    for name in ("steps", "summed"):
-        yield Field("train", "metrics", name, "int", (), often, _MADE_PUBLIC)
+    for name, by in zip(_COUNTS, (DECLARED, _MADE_PUBLIC), strict=True):
+        if counts:
+            yield Field("train", "metrics", name, "int", (), often, by)
+    yield Field("train", "metrics", "summed", "int", (), often, _MADE_PUBLIC)
     yield Field("train", "metrics", "counter", "int", (), often, _COUNTED)
     for name in work.algorithm.scalars:
         by = NOTHING if plan is None else f"{NOTHING}: {work.algorithm.private}"
         yield Field("train", "metrics", f"scalar/{name}", "float", (), often, by)
     if shown:
-        for name in WITHHELD["train"]:
+        for name in _FIGURES:
             yield Field("train", "metrics", name, "float", (), often, NOTHING)
     by = f"{NOTHING}: it can quote the rows" if shown else "fixed words, whatever has failed"
     yield Field("train", "error", "reason", "text", (), "if it fails", by)

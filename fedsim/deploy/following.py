@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -100,12 +101,18 @@ class Following:
         """Of the ticket of this name."""
         self._path = following_file(runs, name)
         self._lock = threading.Lock()
+        self._cut = False
 
     def tell(self, kind: str, **values: Any) -> None:
         """Add a line; a disk that is full does not end a run that has nobody to tell."""
         line = json.dumps({"kind": kind, **values}).encode() + b"\n"
-        with self._lock, self._path.open("ab") as file:
-            file.write(line)
+        with self._lock:
+            try:
+                with self._path.open("ab") as file:
+                    file.write(b"\n" + line if self._cut else line)
+                self._cut = False
+            except OSError:
+                self._cut = True  # the next line begins behind what there is of this one
 
     def begin(self, title: str, facts: Sequence[str], notes: Sequence[str], rounds: int) -> None:
         """See `Progress`."""
@@ -145,13 +152,15 @@ class Lines:
         self._path, self._place = following_file(runs, name), 0
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """The whole lines that came since the last call."""
+        """The whole lines that came since the last call, without those that a full disk has cut."""
         with self._path.open("rb") as file:
             file.seek(self._place)
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._place += len(whole)
-        yield from map(json.loads, whole.splitlines())
+        for line in whole.splitlines():
+            with suppress(ValueError):
+                yield json.loads(line)
 
 
 def shown(line: Mapping[str, Any], progress: Progress) -> None:
@@ -177,6 +186,12 @@ def shown(line: Mapping[str, Any], progress: Progress) -> None:
             clients=[],
         )
         progress.round(record, line["shown"])
+
+
+def forget(runs: Path, name: str) -> None:
+    """Remove a ticket that was never handed over."""
+    for path in (_file(runs, name), following_file(runs, name)):
+        path.unlink(missing_ok=True)
 
 
 def following_file(runs: Path, name: str) -> Path:

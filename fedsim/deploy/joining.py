@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from fedsim.deploy import certificates, keys, private_files, units
 from fedsim.deploy.keys import Public
@@ -26,7 +26,7 @@ class Server(NamedTuple):
 
     Attributes:
         host, port: of it.
-        authority: PEM.
+        authority: PEM of one certificate.
     """
 
     host: str
@@ -42,6 +42,11 @@ class Invitation(BaseModel):
     port: Port
     fingerprint: str
     certificate: str
+
+    @field_validator("host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        return checked_host(value)
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -97,6 +102,7 @@ def server_of(
             "give it with --ca-fingerprint; or for invitation.toml, and give it with --invitation"
         )
     fetched = invited is None and authority is None
+    pem = certificates.alone(pem)
     found = certificates.fingerprint(pem)
     if fingerprint is not None and found != fingerprint:
         raise DeployError(

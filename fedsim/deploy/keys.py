@@ -97,6 +97,18 @@ def read_public(text: str | bytes, origin: str) -> Public:
     return _public(key)
 
 
+def of_flower(pem: str) -> Public:
+    """A public key as Flower keeps it.
+
+    Raises:
+        DeployError: it is none of a node.
+    """
+    key = serialization.load_pem_public_key(pem.encode())
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise DeployError("Flower knows a key that is no node's")
+    return _public(key)
+
+
 def checked_fingerprint(text: str) -> str:
     """A fingerprint as somebody typed it.
 

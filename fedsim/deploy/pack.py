@@ -80,7 +80,7 @@ def pack(folder: Path, *, node: bool = False, extras: Sequence[str] = ()) -> lis
         extras: of fedsim, such as "media", whose packages are wanted too.
 
     Raises:
-        DeployError: the folder exists or cannot be written, or a wheel cannot be had.
+        DeployError: the folder exists or cannot be written, or a wheel cannot be had; nothing is left behind.
     """
     if folder.exists():
         raise DeployError(f"{folder} exists already; name another folder")
@@ -93,10 +93,10 @@ def pack(folder: Path, *, node: bool = False, extras: Sequence[str] = ()) -> lis
         packed = [described(wheel) for wheel in sorted(wheels.iterdir())]
         _check_complete(wanted, packed)
         write(folder, packed, wanted[OWN])
-    except OSError as error:
-        raise DeployError(f"{folder} cannot be written: {one_line(error)}") from error
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise DeployError(f"{folder} cannot be written: {one_line(error)}") from error
         raise
     return packed
 

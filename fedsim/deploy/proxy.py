@@ -13,7 +13,7 @@ import pwd
 import shutil
 
 from fedsim.deploy import private_files
-from fedsim.deploy.site import Site, flower_environment
+from fedsim.deploy.site import Site, bracketed, flower_environment
 from fedsim.errors import DeployError
 
 BODY_MEGABYTES = 16
@@ -110,7 +110,7 @@ def configuration(site: Site) -> str:
         user=_user(site),
         version=version.replace(".", "[.]"),
         other=json.dumps(other),
-        listen="\n".join(f"        listen {_bracketed(address)}:{site.port} ssl;" for address in site.listen),
+        listen="\n".join(f"        listen {bracketed(address)}:{site.port} ssl;" for address in site.listen),
         superlink=site.superlink_port,
         rate=RATE,
         burst=BURST,
@@ -150,7 +150,3 @@ def _user(site: Site) -> str:
         raise DeployError(
             f"{site.folder} belongs to user {owner}, whom this machine does not know; start the server as that user"
         ) from error
-
-
-def _bracketed(address: str) -> str:
-    return f"[{address}]" if ":" in address else address

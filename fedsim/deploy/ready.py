@@ -37,8 +37,15 @@ def disk_problem(site: Site) -> str | None:
 
 
 def certificate_days(site: Site) -> float:
-    """Days for which the server's certificate is still valid."""
-    return days_left(site.server_certificate.read_bytes())
+    """Days for which the server's certificate is still valid.
+
+    Raises:
+        DeployError: it is missing or damaged.
+    """
+    try:
+        return days_left(site.server_certificate.read_bytes())
+    except OSError as error:
+        raise DeployError(f"{site.server_certificate} cannot be read: {error.strerror}") from error
 
 
 def certificate_note(site: Site) -> str | None:
@@ -73,12 +80,12 @@ def _taken(host: str, port: int) -> str | None:
 
 
 def _bound(host: str, port: int) -> str | None:
-    with closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
-        except OSError as error:
-            return os.strerror(error.errno).lower() if error.errno else str(error)
+    except OSError as error:  # also where this machine has no IPv6
+        return os.strerror(error.errno).lower() if error.errno else str(error)
     return None
 
 

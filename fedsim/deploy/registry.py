@@ -12,7 +12,7 @@ from fedsim.deploy.keys import Public
 from fedsim.deploy.site import Site
 from fedsim.errors import DeployError
 
-Status = Literal["admitted", "revoked", "withdrawn"]
+Status = Literal["admitted", "revoked"]
 
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -33,7 +33,7 @@ class Node(NamedTuple):
         name: as the coordinator calls it.
         fingerprint, public_key: of its key; the key as one line of OpenSSH's form.
         node_id: Flower's, or None before the SuperLink knows the key.
-        status: admitted, revoked by the coordinator, or withdrawn by its owner.
+        status: admitted, or revoked by the coordinator.
         since: when the status began, ISO 8601.
     """
 
@@ -67,21 +67,8 @@ class Registry:
             rows = database.execute("SELECT * FROM nodes ORDER BY number").fetchall()
         return [_node(row) for row in rows]
 
-    def node(self, name: str) -> Node:
-        """One of them.
-
-        Raises:
-            DeployError: there is none of that name.
-        """
-        found = self.nodes()
-        node = next((node for node in found if node.name.lower() == name.lower()), None)
-        if node is None:
-            known = ", ".join(node.name for node in found) or "none yet"
-            raise DeployError(f"no node is called {name}; admitted so far: {known}")
-        return node
-
     def admit(self, name: str, key: Public) -> Node:
-        """Admit a new node, or one that was revoked or withdrew, which keeps its number and needs a new key.
+        """Admit a new node, or one that was revoked, which keeps its number and needs a new key.
 
         Raises:
             DeployError: the name is another node's, or the key is or was in use.
@@ -101,7 +88,7 @@ class Registry:
                     "INSERT INTO nodes VALUES (?, ?, ?, ?, NULL, 'admitted', ?)",
                     (number, name, key.fingerprint, key.text, _now()),
                 )
-        return self.node(name)
+            return _named(database, name)
 
     def rotate(self, name: str, key: Public) -> Node:
         """Give a node a new key; its old one ends for good.
@@ -109,14 +96,14 @@ class Registry:
         Raises:
             DeployError: the node is not admitted, or the key is or was in use.
         """
-        node = self.node(name)
         with self._open() as database:
+            node = _named(database, name)
             if node.status != "admitted":
                 raise DeployError(f"{node.name} is {node.status}; let it in again with `fedsim deploy admit`")
             _refuse_used(database, node.name, key.fingerprint)
             _end(database, node)
             _change(database, node.name, key)
-        return self.node(name)
+            return _named(database, node.name)
 
     def revoke(self, name: str) -> Node:
         """End a node's admission; its key will not be admitted again.
@@ -124,15 +111,17 @@ class Registry:
         Raises:
             DeployError: there is none of that name.
         """
-        return self._ended(name, "revoked")
+        with self._open() as database:
+            node = _named(database, name)
+            if node.status == "admitted":
+                database.execute("UPDATE nodes SET status = 'revoked', since = ? WHERE name = ?", (_now(), node.name))
+            return _named(database, node.name)
 
-    def withdraw(self, name: str) -> Node:
-        """Note that a node's owner takes part no more.
-
-        Raises:
-            DeployError: there is none of that name.
-        """
-        return self._ended(name, "withdrawn")
+    def formerly(self, fingerprint: str) -> str | None:
+        """Whose key it was that has been replaced; None for a key that was nobody's."""
+        with self._open() as database:
+            row = database.execute("SELECT name FROM ended WHERE fingerprint = ?", (fingerprint,)).fetchone()
+        return None if row is None else str(row[0])
 
     def set_node_id(self, name: str, node_id: int | None) -> None:
         """Keep the number by which Flower knows a node."""
@@ -154,13 +143,6 @@ class Registry:
                 "ON CONFLICT (name) DO UPDATE SET counter = max(counter, excluded.counter)",
                 (name, counter),
             )
-
-    def _ended(self, name: str, status: Status) -> Node:
-        node = self.node(name)
-        with self._open() as database:
-            if node.status == "admitted":
-                database.execute("UPDATE nodes SET status = ?, since = ? WHERE name = ?", (status, _now(), node.name))
-        return self.node(name)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -202,6 +184,14 @@ def _refuse_used(database: sqlite3.Connection, name: str, fingerprint: str) -> N
 def _find(database: sqlite3.Connection, name: str) -> Node | None:
     row = database.execute("SELECT * FROM nodes WHERE name = ?", (name,)).fetchone()
     return None if row is None else _node(row)
+
+
+def _named(database: sqlite3.Connection, name: str) -> Node:
+    node = _find(database, name)
+    if node is None:
+        known = ", ".join(row[0] for row in database.execute("SELECT name FROM nodes ORDER BY number")) or "none yet"
+        raise DeployError(f"no node is called {name}; admitted so far: {known}")
+    return node
 
 
 def _end(database: sqlite3.Connection, node: Node) -> None:

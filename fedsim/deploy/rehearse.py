@@ -20,7 +20,8 @@ from safetensors.numpy import load_file
 from fedsim.data import dealt
 from fedsim.data.corpus import Folders
 from fedsim.data.federation import Federation
-from fedsim.deploy import running
+from fedsim.deploy import private_files, running
+from fedsim.deploy.node.rules import read as read_rules
 from fedsim.deploy.stage import staged
 from fedsim.errors import DeployError, ScenarioError
 from fedsim.federating import federate
@@ -28,6 +29,7 @@ from fedsim.job import prepare_on
 from fedsim.progress import Progress
 from fedsim.rounds import run as simulate
 from fedsim.scenario import Scenario
+from fedsim.stopping import Watch
 
 _WAIT = 180.0  # seconds in which all nodes must be there
 _DRAWN = ("size", "fraction", "poisson")
@@ -96,13 +98,18 @@ def rehearse(
     folder = (out or _usual(scenario)).absolute()
     if folder.exists():
         raise DeployError(f"{folder} exists already; choose another with --out, or remove it")
+    if rules is not None:
+        read_rules(rules)
     progress.phase("dealing the rows out")
     federation = federate(scenario, Folders.of(data_dir, scenario.folder))
     if federation.clients != nodes:
         raise ScenarioError(
             f"{scenario.origin}: data.partition gives {federation.clients} clients; use --nodes {federation.clients}"
         )
-    prepare_on(federation, scenario)  # what is wrong with it is told before anything starts
+    job = prepare_on(federation, scenario)  # what is wrong with it is told before anything starts
+    Watch.of(job.scenario, job.build_problem(), federation)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    private_files.folder(folder)  # it gets copies of rows, whose own files may be their owner's alone
     names = deal(federation, folder)
     begun = time.monotonic()
     progress.phase("starting server and nodes")

@@ -205,6 +205,7 @@ class RemoteGrid(NumberedGrid):
         work = Work(job)
         self._expected, self._here = Expected.of(work), chunk_program(work)
         self._post, self._members, self._told, self._counters = post, members, told, counters
+        self._rows = job.federation.train_rows
 
     def begin(self, chunks: Sequence[Chunk]) -> Begun:
         """Send every message to its node."""
@@ -233,7 +234,13 @@ class RemoteGrid(NumberedGrid):
             node,
             message.metadata.message_type,
             content,
-            {**self._told, "number": number, "clients": self.population, "counter": self._counters.counter(name)},
+            {
+                **self._told,
+                "number": number,
+                "clients": self.population,
+                "rows": int(self._rows[number]),
+                "counter": self._counters.counter(name),
+            },
         )
 
     def _judged(self, message: Message, answers: Iterator[Message | Silence]) -> Message:

@@ -192,7 +192,7 @@ def _numbers(figures: Mapping[str, object], known: Collection[str]) -> dict[str,
 
 
 def _count(value: float, name: str) -> int:
-    if value < 0 or value != int(value):
+    if not 0 <= value < _LARGEST_COUNT or value != int(value):
         raise Unsound(f"the reply's {name} is no count")
     return int(value)
 

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 from fedsim.deploy.control import Control
 from fedsim.deploy.described import Description, federation_of
-from fedsim.deploy.following import Lines, Ticket, shown
+from fedsim.deploy.following import Lines, Ticket, forget, shown
 from fedsim.deploy.serving import central_rows, job_of
 from fedsim.deploy.site import Site
 from fedsim.deploy.submission import deployable, parsed, solved, write_sources
 from fedsim.errors import DeployError, Interrupted, StoppedByPolicy
 from fedsim.progress import Progress
+from fedsim.records import being_written
 from fedsim.resuming import check_unfinished, stored
 from fedsim.runs import check_out, default_path
 from fedsim.scenario import Scenario
@@ -137,6 +138,9 @@ def resume(folder: Path, progress: Progress, rounds: int | None = None, settings
     """
     folder = folder.absolute()
     kept = stored_environment(folder)[DEPLOYMENT]
+    if being_written(folder):
+        shown_by = f"fedsim deploy status {kept['site']}"
+        raise DeployError(f"{folder} goes on, the server has not ended it; what it does is shown by {shown_by}")
     site = Site.open(Path(kept.pop("site")))
     scenario = stored(folder, rounds, settings)
     check_unfinished(folder, scenario)
@@ -158,7 +162,11 @@ def submit(site: Site, ticket: Ticket, progress: Progress) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         ticket.assignment.write_app(Path(place))
         name = ticket.write(site.runs)
-        number = control.start(Path(place), {"ticket": name})
+        try:
+            number = control.start(Path(place), {"ticket": name})
+        except DeployError:
+            forget(site.runs, name)
+            raise
     last = _Follower(site, control, name, number, progress).follow()
     advice = f"; go on with: fedsim resume {ticket.folder}" if ticket.folder is not None and _begun(ticket) else ""
     reason = f"{last['reason']}{advice if 'fedsim resume' not in last['reason'] else ''}"

@@ -50,6 +50,7 @@ def serve(site: Site, say: Say) -> None:
         if wrong:
             raise DeployError(wrong[-1])
         os.umask(0o077)
+        superlink.sweep(site)
         adopt_orphans()
         programs = _programs(site)
         watch = _Watch(site, say)
@@ -70,6 +71,7 @@ def serve(site: Site, say: Say) -> None:
             for program in reversed(programs):
                 program.end()
             end_orphans((), _LEFT)
+            superlink.sweep(site)
             with suppress(DeployError, OSError):
                 status.write(site, status.facts(site, up=False))
 
@@ -148,10 +150,14 @@ class _Watch:
         self._run: status.Run | None = None
 
     def lost(self) -> None:
-        """Say how the run goes on that was on when the SuperLink ended."""
-        if self._run is not None:
-            self._say(f"a run was on, which ends with it; go on with: fedsim resume {self._run.folder}")
-        self._run = None
+        """Say how the run goes on that was on when the SuperLink ended, unless it has ended by itself since."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        with suppress(DeployError):
+            last = status.facts(self._site, up=False).run
+            if last is not None and last.status == "unknown":
+                self._say(f"a run was on, which ends with it; go on with: fedsim resume {last.folder}")
 
     def look(self, inner: Program, outer: Program) -> None:
         """Take a look when it is time.
@@ -171,14 +177,16 @@ class _Watch:
             if inner.up:
                 self._nodes()
             trouble = ready.disk_problem(self._site)
-        except (DeployError, OSError) as error:
+            if now >= self._noted and (note := ready.certificate_note(self._site)) is not None:
+                self._say(note)
+                self._noted = now + _DAY
+        except DeployError as error:
             trouble = str(error)
+        except OSError as error:
+            trouble = f"{error.filename or self._site.folder}: {error.strerror}"
         if trouble is not None and trouble != self._trouble:
             self._say(trouble)
         self._trouble = trouble
-        if now >= self._noted and (note := ready.certificate_note(self._site)) is not None:
-            self._say(note)
-            self._noted = now + _DAY
 
     def _nodes(self) -> None:
         """Let in who was admitted, say who came and who went."""
@@ -228,7 +236,7 @@ def _programs(site: Site) -> tuple[Program, Program]:
 
     return (
         Program("the SuperLink", start_superlink, lambda: healthy(site), f"{HOST}:{site.superlink_port}"),
-        Program("the proxy", start_proxy, lambda: _proxied(site), f"{site.host}:{site.port}"),
+        Program("the proxy", start_proxy, lambda: _proxied(site), site.address),
     )
 
 

@@ -122,7 +122,7 @@ class _Nodes:
         asked, said, begun = self.ticket, "", time.monotonic()
         while True:
             members = self._admitted()
-            enough = asked.nodes or len(members)
+            enough = asked.nodes if asked.nodes and asked.population is None else len(members)
             there = set(self.grid.get_node_ids())
             present = [member for member in members if member.node in there]
             away = named_nodes([member.name for member in members if member.node not in there])
@@ -190,7 +190,8 @@ class _Nodes:
             self.registry.saw(name, each.counter)
         status.remember(self.site, {name: {"fedsim": each.fedsim, "flwr": each.flwr} for name, each in found.items()})
         if len(found) < (self.ticket.nodes or len(found) + len(reasons)) or not found:
-            raise DeployError(f"{len(reasons)} nodes do not take part: {'; '.join(reasons[:3])}")
+            many = "one node does" if len(reasons) == 1 else f"{len(reasons)} nodes do"
+            raise DeployError(f"{many} not take part: {'; '.join(reasons[:3])}")
         for reason in reasons:
             self.following.note(f"left out: {reason}")
         return found

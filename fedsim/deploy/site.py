@@ -48,10 +48,8 @@ class Site(BaseModel):
     @classmethod
     def _listen(cls, value: list[str]) -> list[str]:
         for address in value:
-            try:
-                ipaddress.ip_address(address)
-            except ValueError as error:
-                raise ValueError(f"{address} is no IP address") from error
+            if _address(address) is None:
+                raise ValueError(f"{address} is no IP address")
         if not value:
             raise ValueError("name at least one address; 0.0.0.0 is all of IPv4")
         return value
@@ -77,6 +75,11 @@ class Site(BaseModel):
         for secret in (path, site.server_key, site.database, *kept):
             private_files.check(secret)
         return site
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT as nodes call the server, an IPv6 address in brackets."""
+        return f"{bracketed(self.host)}:{self.port}"
 
     @property
     def settings(self) -> Path:
@@ -189,15 +192,26 @@ def checked_host(host: str) -> str:
     Raises:
         ValueError: it is neither.
     """
-    try:
-        return str(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:
-        pass
+    if (address := _address(host.strip("[]"))) is not None:
+        return address
     name = host.lower()
     label = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
     if len(name) > 253 or not re.fullmatch(rf"{label}(\.{label})*", name) or re.fullmatch(r"[\d.]+", name):
         raise ValueError(f"{host} is neither a name nor an address, such as fl.hospital.org or 192.0.2.7")
     return name
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _address(text: str) -> str | None:
+    """An IP address in its usual form; None of anything else, also of one with a zone, which may hold any sign."""
+    try:
+        return None if "%" in text else str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
 
 
 def flower_environment(home: Path) -> dict[str, str]:

@@ -138,7 +138,7 @@ def _comments(name: str, summary: Summary) -> list[str]:
     if number is not None and number.scale is None:
         return [f"# {name}: every node has fewer values than it tells of"]
     if number is not None:
-        return [f"# {name}: {number.count} values at {number.nodes} nodes"]
+        return [f"# {name}: {number.count} values at {number.nodes} node{'' if number.nodes == 1 else 's'}"]
     if counts is not None:
         shown = ", ".join(f"{value} {'withheld' if count is None else count}" for value, count in counts.counts.items())
         withheld = f"; at some of {len(summary.nodes)} nodes more, withheld" if counts.withheld else ""

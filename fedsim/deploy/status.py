@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 from fedsim.deploy import ready, superlink
 from fedsim.deploy.control import Control, Known, Started
+from fedsim.deploy.following import Lines
 from fedsim.deploy.registry import Registry
 from fedsim.deploy.site import Site
 from fedsim.errors import DeployError
+from fedsim.records import being_written
 
-NODE_STATES = ("online", "offline", "never seen", "revoked", "withdrawn", "unknown")
+NODE_STATES = ("online", "offline", "never seen", "revoked", "unknown")
 _Samples = list[tuple[Mapping[str, str], float]]
 ACTIVE = ("pending", "starting", "running")
 _FLOWERS = {"online": "online", "offline": "offline", "registered": "never seen"}
@@ -101,7 +103,7 @@ def facts(site: Site, up: bool | None = None) -> Facts:
             known, started, server = Control(site).nodes(), Control(site).runs(), "up"
     return Facts(
         server,
-        f"{site.host}:{site.port}",
+        site.address,
         ready.certificate_days(site),
         tuple(_nodes(site, known)),
         _last_run(site, started),
@@ -118,7 +120,7 @@ def write(site: Site, told: Facts) -> None:
     """Write metrics.prom, whole or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        DeployError: it cannot be written.
     """
     _replace(site.metrics, prometheus(told, time.time()))
 
@@ -194,36 +196,29 @@ def _last_run(site: Site, started: Sequence[Started] | None) -> Run | None:
         ticket = _read(path)
         if ticket.get("purpose", "run") == "run":
             flower = next((run for run in started or () if run.ticket == path.stem), None)
-            return _run(path, str(ticket.get("folder", "")), flower)
+            with suppress(FileNotFoundError):
+                return _run(site, path.stem, str(ticket.get("folder", "")), flower)
     return None
 
 
-def _run(path: Path, folder: str, flower: Started | None) -> Run:
+def _run(site: Site, name: str, folder: str, flower: Started | None) -> Run:
     """What a run has told so far, and whether Flower still has it."""
     status, reason, number, rounds, shown = "unknown", "", 0, None, {}
-    for event in _events(path.with_suffix(".following")):
-        if event.get("kind") == "begin":
-            rounds = event.get("rounds")
-        elif event.get("kind") == "round":
-            number, shown = event.get("number", 0), event.get("shown", {})
-        elif event.get("kind") == "finished":
-            status, reason = event.get("status", "done"), event.get("reason") or ""
+    for event in Lines(site.runs, name).new():
+        if event["kind"] == "begin":
+            rounds = event["rounds"]
+        elif event["kind"] == "round":
+            number, shown = event["number"], event["shown"]
+        elif event["kind"] == "finished":
+            status, reason = event["status"], event["reason"]
     if status == "unknown" and flower is not None:
         ended = {"completed": "done", "stopped": "stopped"}.get(flower.outcome, "failed")
         status = ended if flower.status == "finished" else flower.status
         reason = flower.details if flower.status == "finished" else ""
+    if status == "running" and rounds is not None and Path(folder).is_dir() and not being_written(Path(folder)):
+        status, reason = "interrupted", f"its process has ended; go on with: fedsim resume {folder}"
     metrics = {str(name): float(value) for name, value in shown.items() if isinstance(value, int | float)}
-    return Run(path.stem, folder, status, reason, int(number), rounds, metrics)
-
-
-def _events(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The lines of a file that is being written; one that is cut is not told yet."""
-    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict):
-                    yield event
+    return Run(name, folder, status, reason, int(number), rounds, metrics)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -267,8 +262,11 @@ def _replace(path: Path, text: str) -> None:
     try:
         new.write_text(text, encoding="utf-8")
         new.replace(path)
+    except OSError as error:
+        raise DeployError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
 
 
 def _span(seconds: float) -> str:

@@ -13,6 +13,7 @@ from fedsim import scenario as scenarios
 from fedsim.composition import algorithm_of
 from fedsim.data.federation import Federation
 from fedsim.deploy.assignment import Assignment
+from fedsim.deploy.node.work import of_the_hub
 from fedsim.errors import DeployError, ScenarioError, named
 from fedsim.job import prepare_on
 from fedsim.scenario import Scenario
@@ -76,11 +77,18 @@ def parsed(assignment: Assignment, folder: Path, origin: str) -> Scenario:
 
 
 def write_sources(assignment: Assignment, folder: Path) -> None:
-    """Write the user's own files where a scenario finds them."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, text in assignment.sources.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
+    """Write the user's own files where a scenario finds them.
+
+    Raises:
+        DeployError: they cannot be written.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, text in assignment.sources.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DeployError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def _refuse(scenario: Scenario) -> None:
@@ -94,6 +102,9 @@ def _refuse(scenario: Scenario) -> None:
         f"model.name = {TREES!r}: trees are grown in a simulation alone": algorithm is None,
         "engine.compile: its last bits are another computation's; set engine.compile = false": engine.compile,
         "engine.stack: nodes train one client each; leave it out, or set it to 1": (engine.stack or 1) > 1,
+        "model.pretrained names a folder, and folders do not travel to nodes; name a model of the hub": not of_the_hub(
+            scenario.model.settings.get("pretrained"), scenario.folder
+        ),
         "data.without: a node that is not to take part is revoked; leave it out": bool(data.without),
         "data.preprocess: no node knows the scales of all rows; declare ranges or mean and std in data.schema and set "
         'data.preprocess.kind = "constants"': data.preprocess is not None and data.preprocess.kind == "federated",

@@ -4,14 +4,16 @@ The registry says who was admitted; the SuperLink, which keeps a list of its own
 """
 
 import fcntl
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
 from fedsim.deploy.control import HOST, Control, Known
+from fedsim.deploy.keys import of_flower
 from fedsim.deploy.registry import Node, Registry
 from fedsim.deploy.site import Site
 from fedsim.errors import DeployError
@@ -56,6 +58,18 @@ def running(site: Site) -> bool:
         return not got
 
 
+def sweep(site: Site) -> None:
+    """Leave nothing of messages that the SuperLink's database has deleted; call it while no SuperLink runs.
+
+    They hold single nodes' updates, whose bytes SQLite leaves in its files, and a backup would have them.
+    """
+    path = site.superlink_database
+    if path.exists():
+        with suppress(sqlite3.Error), closing(sqlite3.connect(path, isolation_level=None)) as database:
+            database.execute("VACUUM")
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def sync(site: Site) -> str | None:
     """Let what the registry says take effect now; what to tell the coordinator, or None where nothing had to be done.
 
@@ -83,21 +97,31 @@ def synchronised(site: Site) -> list[str]:
         control, registry = Control(site), Registry(site)
         known = {node.public_key.strip(): node for node in control.nodes()}
         wanted = {_pem(node.public_key): node for node in registry.nodes()}
-        done = [*_ended(control, known, wanted)]  # first, so that nothing can keep it from being done
+        done = [*_ended(control, registry, known, wanted)]  # first, so that nothing can keep it from being done
         for key, node in wanted.items():
             if node.status == "admitted":
                 done += _admitted(control, registry, node, key, known.get(key))
     return done
 
 
-def _ended(control: Control, known: Mapping[str, Known], wanted: Mapping[str, Node]) -> Iterator[str]:
+def _ended(
+    control: Control, registry: Registry, known: Mapping[str, Known], wanted: Mapping[str, Node]
+) -> Iterator[str]:
     """Have nobody registered who is not admitted."""
     for key, there in known.items():
         node = wanted.get(key)
         if there.status != "unregistered" and (node is None or node.status != "admitted"):
             control.unregister(there.node_id)
-            who = f"a key that the registry does not have ({there.name or 'no name'})"
-            yield f"{who if node is None else f'{node.name} ({node.status})'} takes part no more"
+            who = _called(registry, key, there) if node is None else f"{node.name} ({node.status})"
+            yield f"{who} takes part no more"
+
+
+def _called(registry: Registry, key: str, there: Known) -> str:
+    """What to call a key that no node has."""
+    with suppress(DeployError, ValueError):
+        if (name := registry.formerly(of_flower(key).fingerprint)) is not None:
+            return f"{name}'s old key"
+    return f"a key that the registry does not have ({there.name or 'no name'})"
 
 
 def _admitted(control: Control, registry: Registry, node: Node, key: str, there: Known | None) -> Iterator[str]:
@@ -125,7 +149,11 @@ def _lock(site: Site) -> Path:
 @contextmanager
 def _locked(path: Path, how: int) -> Iterator[bool]:
     """Hold a lock on a file inside the block; whether it was to be had."""
-    with path.open("ab") as file:
+    try:
+        opened = path.open("ab")
+    except OSError as error:  # root has made it, say
+        raise DeployError(f"{path} cannot be opened: {error.strerror}") from error
+    with opened as file:
         try:
             fcntl.flock(file, how)
         except BlockingIOError:

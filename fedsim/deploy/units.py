@@ -36,7 +36,7 @@ _UNIT = """\
 # {title}. To install it:
 #   sudo cp {file} /etc/systemd/system/
 #   sudo systemctl daemon-reload && sudo systemctl enable --now {name}
-[Unit]
+{note}[Unit]
 Description={title}
 Wants=network-online.target
 After=network-online.target
@@ -54,6 +54,11 @@ TimeoutStopSec=60
 {hardened}{devices}
 [Install]
 WantedBy=multi-user.target
+"""
+
+_RUNS = """\
+# The server writes run folders, and may write into ReadWritePaths alone: add the folder of your runs to it, or give
+# `fedsim deploy run` an --out inside of it.
 """
 
 _COMPOSE = """\
@@ -94,6 +99,7 @@ def server_texts(folder: Path, port: int) -> dict[str, str]:
             f"CAP_{each}" for each in [*_proxys_rights(), *(["NET_BIND_SERVICE"] if port < 1024 else [])]
         ),
         devices="PrivateDevices=yes\n",
+        note=_RUNS,
     )
     compose = _compose(
         "A fedsim server",
@@ -137,18 +143,26 @@ def _proxys_rights() -> list[str]:
 
 
 def _unit(
-    title: str, file: Path, arguments: list[str], folder: Path, *, capabilities: str = "", devices: str = ""
+    title: str,
+    file: Path,
+    arguments: list[str],
+    folder: Path,
+    *,
+    capabilities: str = "",
+    devices: str = "",
+    note: str = "",
 ) -> str:
     program = Path(sys.executable).parent / "fedsim"
     return _UNIT.format(
         title=title,
         file=file,
         name=file.name,
-        command=" ".join(_quoted(word) for word in (str(program), *arguments)),
+        command=" ".join(_quoted(word.replace("$", "$$")) for word in (str(program), *arguments)),
         user=_user(),
         folder=_quoted_path(folder),
         hardened=_HARDENED.format(capabilities=capabilities, folder=_quoted(str(folder))),
         devices=devices,
+        note=note,
     )
 
 
@@ -188,8 +202,8 @@ def _user() -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word of a systemd unit: `%` and `$` are its own signs (systemd.service, "Command lines")."""
-    plain = word.replace("%", "%%").replace("$", "$$")
+    """A word of a systemd unit: `%` is its own sign, in a command `$` too (systemd.service, "Command lines")."""
+    plain = word.replace("%", "%%")
     if not any(sign in plain for sign in " \t\"'\\"):
         return plain
     return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedsim.privacy.plan import AdaptiveClip, ClientMechanism, Plan
+from fedsim.privacy.requests import LEAST_CLIP, MOST_CLIP
 from fedsim.privacy.uploads import gaussian, noised
 from fedsim.seeds import Draw
-
-_LEAST_CLIP, _MOST_CLIP = 1e-30, 1e30  # float32 holds what either clips
 
 Draws = Callable[[str, int], Draw]
 """(purpose, number) -> the coins of that draw."""
@@ -110,7 +109,7 @@ def moved_clip(clip: float, bits: float, size: float, adaptive: AdaptiveClip) ->
     """
     below = bits / size + 0.5
     moved = math.log(clip) - adaptive.rate * (below - adaptive.quantile)
-    return math.exp(min(max(moved, math.log(_LEAST_CLIP)), math.log(_MOST_CLIP)))
+    return math.exp(min(max(moved, math.log(LEAST_CLIP)), math.log(MOST_CLIP)))
 
 
 def moved_nodes(leaf: int) -> tuple[tuple[int, int], list[tuple[int, int]]]:

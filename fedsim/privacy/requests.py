@@ -11,6 +11,9 @@ from typing import Any, Literal
 from fedsim.errors import PrivacyError
 from fedsim.privacy.accountant import Accountant, Relation
 
+LEAST_CLIP, MOST_CLIP = 1e-30, 1e30
+"""What float32 can be clipped to. Nearer to 0 its values lie so far apart that rounding moves a sum by more than a
+clip, and noise that is a multiple of it hides nothing."""
 _LEAST_DELTA, _MOST_NOISE = 1e-300, 1e100  # the accountants divide by a thousandth of delta and square the noise
 
 
@@ -133,7 +136,7 @@ class LocalPrivacy:
 
 
 def _check(table: str, request: Any, positive: Sequence[str]) -> None:
-    """What all levels ask alike."""
+    """What all levels ask alike; the first of what should be positive is the clip."""
     if (request.epsilon is None) == (request.noise_multiplier is None):
         given = "neither" if request.epsilon is None else "both"
         raise PrivacyError(f"{table}: set exactly one of epsilon and noise_multiplier; {given} given")
@@ -141,6 +144,9 @@ def _check(table: str, request: Any, positive: Sequence[str]) -> None:
         _positive(f"{table}.{key}", getattr(request, key))
     if not _LEAST_DELTA <= request.delta < 1:
         raise PrivacyError(f"{table}.delta = {request.delta} should lie between 1e-300 and 1, below 1 / units")
+    key = positive[0]
+    if not LEAST_CLIP <= (clip := getattr(request, key)) <= MOST_CLIP:
+        raise PrivacyError(f"{table}.{key} = {clip:g} should lie between {LEAST_CLIP:g} and {MOST_CLIP:g}; 1 is usual")
     noise = request.noise_multiplier
     if noise is not None and not 1 / _MOST_NOISE <= noise <= _MOST_NOISE:
         raise PrivacyError(

@@ -1,7 +1,10 @@
 """A Flower app's run: the same bits whoever works, contexts that stay, faults that are one client's own."""
 
 import hashlib
+import html
 import json
+import re
+import shlex
 import subprocess
 import sys
 from contextlib import closing
@@ -13,9 +16,12 @@ import pytest
 from flwr.app import MetricRecord
 from safetensors.numpy import load_file
 
+from fedsim.apps.project import read
 from fedsim.engine import Engine
 from fedsim.engine.inline import InlineEngine
-from fedsim.errors import FedsimError, Interrupted, StoppedByPolicy
+from fedsim.errors import FedsimError, Interrupted, RunFolderError, StoppedByPolicy
+from fedsim.handover import opened
+from fedsim.report.run import report
 from fedsim.show import show, show_lines
 from fedsim.stored import open_run, stored_environment
 from tests import small
@@ -146,6 +152,21 @@ def test_the_folder_has_rounds_clients_and_the_model(tmp_path: Path) -> None:
     assert "tiny · finished" in text
     assert "2 failures of clients" in text
     assert "client-validation/rows/accuracy" in text
+
+
+def test_what_is_said_of_an_apps_run(tmp_path: Path) -> None:
+    """Its report gives the command that runs it again, to the same bits, and who asks its model is told where it is."""
+    app = written.write(tmp_path / "app")
+    done, _ = written.ran(app, tmp_path / "run", InlineEngine(), **{"num-server-rounds": 1})
+    report(done.folder)
+    page = html.unescape((done.folder / "report.html").read_text())
+    (said,) = re.findall(r"fedsim flower (.+?)</", page)
+    name, *options = shlex.split(said)
+    assert (name, options[:4]) == (str(app), ["--nodes", "4", "--seed", "0"])
+    assert read(app, [options[options.index("--run-config") + 1]]).config == done.values["run_config"]
+    assert "scenario.toml" not in page and "fedsim replay" not in page and "round None" not in page
+    with pytest.raises(RunFolderError, match=r"is the run of a Flower app; .*last\.safetensors has its model's arrays"):
+        opened(done.folder)
 
 
 def test_a_model_is_the_strategys_own_mean(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def step_with_old_noise(patch: pytest.MonkeyPatch) -> None:
     def draws(self: LocalClient, purpose: str) -> np.random.Generator:
         return seeds.numpy_generator(self.work.job.scenario.seed, purpose, self.round // 2, self.number)
 
-    patch.setattr(LocalClient, "_draws", draws)
+    patch.setattr(LocalClient, "_coins", draws)
 
 
 def round_without_noise(patch: pytest.MonkeyPatch) -> None:

@@ -92,14 +92,13 @@ class Admissions(RuleBasedStateMachine):
         assert self.registry.rotate(name, public(key)).node_id is None
         self._has(name, key)
 
-    @rule(name=names, by_owner=st.booleans())
-    def end(self, name: str, by_owner: bool) -> None:
-        act = self.registry.withdraw if by_owner else self.registry.revoke
+    @rule(name=names)
+    def end(self, name: str) -> None:
         if name not in self.order:
             with pytest.raises(DeployError):
-                act(name)
+                self.registry.revoke(name)
             return
-        act(name)
+        self.registry.revoke(name)
         self.admitted.discard(name)
 
     @invariant()
@@ -128,7 +127,7 @@ def test_node_ids_have_all_64_bits(site: Site) -> None:
     registry = Registry(site)
     registry.admit("north", public(1))
     registry.set_node_id("north", 2**64 - 1)
-    assert registry.node("NORTH").node_id == 2**64 - 1
+    assert registry.revoke("NORTH").node_id == 2**64 - 1
 
 
 def test_a_ledgers_counter_never_falls(site: Site) -> None:
@@ -181,6 +180,24 @@ def test_trust_needs_a_word_of_the_coordinator(site: Site, tmp_path: Path) -> No
         joining.server_of(None, forged, None, None, 1)
 
 
+def test_one_certificate_is_trusted_and_no_other_that_came_with_it(site: Site, tmp_path: Path) -> None:
+    """A fingerprint is that of the first of a file, and TLS would trust them all."""
+    authority, file, invited = site.authority.read_bytes(), tmp_path / "ca.crt", tmp_path / "invitation.toml"
+    file.write_bytes(authority + certificates.make_authority(HOST).certificate)
+    invited.write_text(founding.invitation(site, file.read_bytes()))
+    mark = certificates.fingerprint(authority)
+    assert joining.server_of("localhost", None, file, mark, 8443).authority == authority
+    assert joining.server_of(None, invited, None, mark, 8443).authority == authority
+
+
+def test_an_invitation_names_a_host_as_a_site_does(site: Site, tmp_path: Path) -> None:
+    """It comes from elsewhere, and the host goes onto Flower's command line."""
+    forged = tmp_path / "invitation.toml"
+    forged.write_text(site.invitation.read_text().replace('host = "localhost"', 'host = "--insecure"'))
+    with pytest.raises(DeployError, match="host: --insecure is neither a name nor an address"):
+        joining.server_of(None, forged, None, None, 1)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -193,6 +210,16 @@ def test_trust_needs_a_word_of_the_coordinator(site: Site, tmp_path: Path) -> No
 )
 def test_an_address_is_read_as_it_is_written(text: str, expected: tuple[str, int], site: Site) -> None:
     assert joining.server_of(text, None, site.authority, None, 8443)[:2] == expected
+
+
+@pytest.mark.parametrize("host", ["fl.example.org", "192.0.2.7", "2001:db8::1"])
+@pytest.mark.parametrize("port", [8443, 9000])
+def test_init_prints_the_server_as_join_reads_it(host: str, port: int, tmp_path: Path) -> None:
+    """The line is sent to owners, who copy it."""
+    said = told("init", tmp_path / "site", "--host", host, "--port", port)
+    (named,) = re.findall(r"join --server (\S+) ", said)
+    authority = tmp_path / "site/ca/ca.crt"
+    assert joining.server_of(named, None, authority, None, 8443)[:2] == (host, port)
 
 
 @pytest.mark.parametrize("text", ["a b", "a.org:0", "a.org:70000", "https://a.org", ""])

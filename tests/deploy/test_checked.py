@@ -9,11 +9,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedsim.deploy.node import checked, log
 from fedsim.deploy.node.folder import NodeFolder
 from fedsim.deploy.node.handling import Node, version
+from fedsim.deploy.node.holding import check
+from fedsim.deploy.node.review import approve, approved
 from fedsim.deploy.node.work import scenario_of
 from fedsim.deploy.submission import deployable
-from fedsim.errors import Refused
+from fedsim.errors import DeployError, Refused
 from fedsim.grid import begin_run, stamp
-from fedsim.scenario import load, parse
+from fedsim.scenario import Scenario, load, parse
 from tests.deploy.node_messages import RUN, bundle
 from tests.deploy.owners import node_folder
 from tests.deploy.test_holding import HEADER, SCHEMA, rows, study, written
@@ -39,7 +41,6 @@ OTHER: dict[str, dict[str, Any]] = {
     "the split": {"data.split": {"train": 0.5, "validation": 0.25, "test": 0.25}},
     "fewest rows": {"data.min_rows": 7},
     "scales": {"data.preprocess": {"kind": "per-client"}},
-    "a transform": {"data.transform": "mine.py:turned"},
     "a setting": {"data.delimiter": ";"},
 }
 
@@ -50,6 +51,36 @@ def test_another_way_is_another_check(home: NodeFolder, changes: dict[str, Any])
     checked.accept(home, study())
     checked.require(home, study())
     assert "has not checked how this scenario's table data reads rows" in refused(home, changes)
+
+
+TURNED = "def turned(x: object) -> object:\n    return x\n"
+
+
+def test_own_code_that_reads_rows_is_checked_by_its_content(home: NodeFolder, tmp_path: Path) -> None:
+    """As it waits for the check, once it was approved; another content is another way, and another approval."""
+    file = written(tmp_path / "rows.csv", HEADER, rows())
+    home.books()[0].close()  # as of a node that was asked before
+
+    def sent(text: str) -> Scenario:
+        (tmp_path / "mine.py").write_text(text)
+        asked = deployable(study({"data.transform": "mine.py:turned"}, tmp_path)).assignment
+        (tmp_path / "mine.py").unlink()
+        with pytest.raises(Refused, match="not approved"):
+            approved(home, asked)
+        approve(home, asked.sources_digest)
+        return scenario_of(asked, approved(home, asked), ready_made=False)
+
+    first = sent(TURNED)
+    with pytest.raises(Refused, match="has not checked"):
+        checked.require(home, first)
+    (waiting,) = home.asked.iterdir()
+    again = load(str(waiting))
+    assert check(file, again) == []
+    checked.accept(home, again)
+    checked.require(home, first)
+    assert not list(home.asked.iterdir())
+    with pytest.raises(Refused, match="has not checked"):
+        checked.require(home, sent(TURNED.replace("return x", "return x[:, :1]")))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +123,18 @@ def test_what_waits_can_be_checked_as_it_lies_there(home: NodeFolder) -> None:
     for number in range(checked.MOST_ASKED + 5):
         refused(home, {"data.min_rows": 10 + number})
     assert len(list(home.asked.iterdir())) == checked.MOST_ASKED
+    for least, told in ((99, "others wait"), (10, "does with `fedsim deploy node")):
+        assert told in refused(home, {"data.min_rows": least})
+
+
+def test_rows_are_checked_before_the_node_ever_ran(home: NodeFolder) -> None:
+    """A check is a node's first entry; its books can be opened after it, and a ledger that is lost then is missed."""
+    checked.accept(home, study())
+    ledger, _ = home.books()
+    assert ledger.counter == 0
+    home.ledger_file.unlink()
+    with pytest.raises(DeployError, match=r"ledger\.db is gone"):
+        checked.accept(home, study({"data.min_rows": 7}))
 
 
 def test_a_node_does_not_read_its_rows_otherwise(

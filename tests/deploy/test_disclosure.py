@@ -152,6 +152,16 @@ def test_an_owner_can_keep_figures_without_privacy() -> None:
         fields(work("afl"), metrics=False)
 
 
+def test_an_owner_can_keep_counts() -> None:
+    on = work("fedavg")
+    listed, sent = fields(on, metrics=False, counts=False), answer(on, "train")
+    left = held(filtered(sent, "train", listed))
+    assert left.keys() == {"update/vector", "metrics/summed"} and left == named(listed, "train")
+    shown = listing.lines(on, listed)
+    assert "for some rows 1, for none 0" in shown
+    assert any("metrics/num-examples: it counts" in line for line in shown)
+
+
 @cache
 def sound() -> tuple[RecordDict, tuple[Field, ...]]:
     on = work("scaffold")

@@ -10,7 +10,9 @@ import pytest
 
 from fedsim.data.corpus import Folders
 from fedsim.data.dealt import federation_of, holding_of, write
+from fedsim.deploy.node import holding
 from fedsim.deploy.node.holding import UNFIT, check, load
+from fedsim.deploy.node.work import Bench
 from fedsim.errors import FedsimError, ScenarioError
 from fedsim.federating import federate
 from fedsim.job import prepare_on
@@ -73,7 +75,7 @@ def test_a_table_is_loaded_as_a_client_of_a_simulation(tmp_path: Path) -> None:
     both = [["north", *row] for row in table] + [["south", *row] for row in other]
     written(tmp_path / "all.csv", ["hospital", *HEADER], both)
     central = {"data.split.central": 0.0}
-    simulated = federate(study({"data.path": "all.csv", **central}, tmp_path), Folders.of(None, tmp_path))
+    simulated = federate(study({"data.path": "all.csv", "seed": 0, **central}, tmp_path), Folders.of(None, tmp_path))
     held, client = load(node, study(central)), list(simulated.names).index("north")
     again = federation_of(held, 4, 7)
     for part in ("train", "validation", "test"):
@@ -84,6 +86,30 @@ def test_a_table_is_loaded_as_a_client_of_a_simulation(tmp_path: Path) -> None:
     assert not held.preprocessing["fitted_on_rows"]
     assert check(node, study()) == []
     prepare_on(again, study())  # a job can be made of it
+
+
+def test_whoever_asks_does_not_choose_the_split(tmp_path: Path) -> None:
+    """Counts of parts over many seeds would be equations for how many rows each person has."""
+    uneven = [[f"p{int(row**0.6)}", *rest] for row, (_, *rest) in enumerate(rows(80))]
+    file = written(tmp_path / "x.csv", HEADER, uneven)
+    bench, first = Bench(file), load(file, study())
+    for seed in range(2, 8):
+        for held in (load(file, study({"seed": seed})), bench.holding(study({"seed": seed}))):
+            assert (held.train, held.validation) == (first.train, first.validation)
+            assert np.array_equal(held.x, first.x)
+
+
+def test_a_folder_that_got_another_file_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And once otherwise, whatever is asked of it."""
+    calls: list[object] = []
+    monkeypatch.setattr(holding, "load", lambda *given: calls.append(given))
+    bench = Bench(tmp_path)
+    for _ in range(2):
+        bench.holding(study())
+    assert len(calls) == 1
+    (tmp_path / "more.png").touch()
+    bench.holding(study())
+    assert len(calls) == 2
 
 
 def test_the_column_of_clients_may_be_there(tmp_path: Path) -> None:

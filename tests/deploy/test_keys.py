@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedsim.deploy import certificates, founding, joining, keys, private_files
@@ -327,7 +327,15 @@ def test_settings_that_are_wrong_name_their_key(site: Site) -> None:
             Site.open(site.folder)
 
 
+@pytest.mark.parametrize("address", ["fl.example.org", "", "0.0.0.0:1", "fe80::1%eth0; }"])
+def test_what_nginx_listens_at_is_an_address(address: str, tmp_path: Path) -> None:
+    """It goes into nginx.conf as it is."""
+    with pytest.raises(DeployError, match="is no IP address"):
+        founding.found(tmp_path / "site", HOST, 8443, 8444, listen=(address,))
+
+
 @given(st.text(max_size=60))
+@example("fe80::1%eth0; }\n")
 def test_a_host_is_one_that_a_certificate_can_name(host: str) -> None:
     """Whatever passes goes into a certificate, nginx.conf and a URL; a newline or quote must not."""
     try:

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -159,6 +160,8 @@ def test_a_restored_backup_is_noticed_and_caught_up_with(file: Path) -> None:
     assert [(run.run, run.participations) for run in ledger.runs(DELTA)][-1] == (CAUGHT_UP, 3)
     with pytest.raises(DeployError, match="nothing to catch up with"):
         ledger.catch_up(5, DELTA)
+    with pytest.raises(DeployError, match="cannot be missing; ask the coordinator"):
+        ledger.catch_up(2**62, DELTA)  # a coordinator's joke would else fill the disk
 
 
 def test_an_empty_ledger_cannot_be_caught_up(file: Path) -> None:
@@ -334,3 +337,30 @@ def test_a_ledger_that_is_gone(tmp_path: Path) -> None:
     home.ledger_file.unlink()
     with pytest.raises(DeployError, match="Restore the ledger from a backup"):
         home.books()
+
+
+def test_a_backup_is_noticed_by_the_owners_own_log(tmp_path: Path) -> None:
+    """Without a server, and however cheap what the backup knows: the log tells what all of it came to."""
+    home = node_folder(tmp_path / "node")
+    books, log = home.books()
+    cheap, dear = Charge(4.0, 0.1, 10), Charge(1.0, 0.5, 10)
+    for number, charge in enumerate([cheap, dear, dear]):
+        spent = books.charge("run", number, "digest", charge, "example", 1e9, DELTA)
+        log.write("answered", **{"epsilon-before": spent.before, "epsilon-after": spent.after, "delta": DELTA})
+        if number == 0:
+            books.close()
+            shutil.copy(home.ledger_file, tmp_path / "backup.db")
+            books, log = home.books()
+    whole = books.spent(DELTA)
+    books.close()
+    home.require_whole(DELTA)
+    for stale in home.folder.glob("ledger.db*"):
+        stale.unlink()
+    shutil.copy(tmp_path / "backup.db", home.ledger_file)
+    with pytest.raises(DeployError, match="restored from a backup"):
+        home.require_whole(DELTA)
+    with closing(Ledger(home.ledger_file)) as restored:
+        assert restored.catch_up(3, DELTA) == 2 and restored.spent(DELTA) < whole  # by number alone it is too little
+        assert restored.catch_up(3, DELTA, home.told(DELTA)) > 0
+        assert restored.spent(DELTA) >= whole
+    home.require_whole(DELTA)

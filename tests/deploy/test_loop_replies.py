@@ -1,5 +1,6 @@
 """Whatever a node sends: a sound reply counts as it is, anything else is that node's failure, and the round goes on."""
 
+import json
 import math
 from collections.abc import Callable
 from contextlib import closing
@@ -14,20 +15,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.arrays import sendable
+from fedsim.deploy.described import Description
 from fedsim.deploy.replies import Expected, Unsound, counter_of, plain
 from fedsim.driving import strategy_for
-from fedsim.grid import with_content
+from fedsim.errors import DeployError
+from fedsim.grid import begin_run, with_content
 from fedsim.local import Work
 from fedsim.parameters import to_record
 from fedsim.progress import Silent
 from fedsim.rounds import create_folder, execute
 from fedsim.stored import open_run
 from tests import small
-from tests.deploy.flower_grid import Answer, FlowerGrid, Memory, deployed, server_job, simulated, workforce
+from tests.deploy.flower_grid import Answer, FlowerGrid, Memory, deployed, description, server_job, simulated, workforce
 
 HOSTILE = 1
 SIZE = 64 * 16 + 16 + 16 * 10 + 10
 """Values of an update of the small job."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_a_run() -> None:
+    """Flower makes messages in a process that coordinates a run."""
+    begin_run()
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> Answer:
@@ -100,6 +109,7 @@ NOT_SOUND: dict[str, Answer] = {
     "infinite loss": changed(figures(loss=math.inf)),
     "a sum": changed(figures(summed=1)),
     "half a step": changed(figures(steps=1.5)),
+    "more steps than a record can hold": changed(figures(steps=1e30)),
     "a long error": long_error,
     "of another node": of_another,
 }
@@ -134,6 +144,7 @@ ODD_RECORD = st.one_of(
         st.binary(max_size=200),
     ),
 )
+DESCRIBED = description(small.job(), 0)["description"]
 NAMES = st.sampled_from(["update", "metrics", "arrays", "config", ""])
 
 
@@ -176,6 +187,28 @@ def the_server() -> Any:
 @cache
 def expected() -> Expected:
     return Expected.of(Work(the_server()))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    changes=st.dictionaries(st.sampled_from(sorted(DESCRIBED)), st.one_of(st.text(), st.integers(), st.floats())),
+    records=st.dictionaries(st.sampled_from(["description", "metrics"]), ODD_RECORD, max_size=1),
+)
+def test_no_description_raises_anything_but_that_it_cannot_be_read(
+    changes: dict[str, Any], records: dict[str, Any]
+) -> None:
+    """It is the first thing that a stranger says; what is taken over is of the right form."""
+    content = description(the_job(), 0)
+    said = content["description"]
+    for name, value in changes.items():
+        said[name] = value
+    try:
+        found = Description.of(RecordDict({**content, **records}))
+    except DeployError:
+        return
+    assert not records
+    assert all(isinstance(count, int) and count >= 0 for count in (found.train, found.validation, found.test))
+    json.dumps(found.decisive)
 
 
 def test_what_a_private_node_keeps_to_itself_is_filled_in(tmp_path: Path) -> None:

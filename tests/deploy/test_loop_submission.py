@@ -1,6 +1,7 @@
 """What is submitted: a scenario as nodes are asked it, refused where it cannot be; and how a command follows it."""
 
 import base64
+import fcntl
 import json
 import os
 import threading
@@ -16,16 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data.dealt import write_central
+from fedsim.deploy import running
 from fedsim.deploy.assignment import CODE, Assignment
 from fedsim.deploy.described import Description
 from fedsim.deploy.following import Following, Lines, Ticket, following_file, shown
 from fedsim.deploy.registry import Registry
-from fedsim.deploy.serving import central_rows, serve, told
+from fedsim.deploy.serving import _Nodes, central_rows, serve, told
 from fedsim.deploy.site import Site
 from fedsim.deploy.submission import deployable, parsed, solved
 from fedsim.errors import DeployError, Refused, ScenarioError, StoppedByPolicy
 from fedsim.job import Job, prepare_on
 from fedsim.progress import Lines as Printed
+from fedsim.progress import Silent
 from fedsim.records import RoundRecord
 from fedsim.resuming import resume
 from fedsim.stored import DEPLOYMENT, open_run, stored_environment
@@ -127,6 +130,7 @@ def test_own_files_that_are_too_large_are_refused_by_name(tmp_path: Path) -> Non
             {"privacy.client": {"epsilon": 8.0, "delta": 1e-2, "clip": 1.0, "mechanism": "tree", "min_separation": 2}},
             "use mechanism = 'gaussian'",
         ),
+        ({"model": {"name": "hugging-face", "pretrained": "./mine"}}, "folders do not travel"),
         ({"model": {"name": "nothing.py:Net"}}, "there is no file nothing.py"),
     ],
 )
@@ -214,12 +218,45 @@ def test_nodes_are_waited_for_by_name_and_not_for_ever(tmp_path: Path) -> None:
         serve(grid, ticket.model_copy(update={"nodes": 6}), site, following)
 
 
+def test_a_run_that_goes_on_waits_for_all_of_its_nodes(tmp_path: Path) -> None:
+    """However few it was asked to begin with; then it goes on with those that are there."""
+    job, site, grid = staged(tmp_path)
+    grid.away = {1, 3}
+    names = [f"node-{number}" for number in range(5)]
+    following, ticket = follower(site, asked(job, "run", wait=0.2, nodes=2, population=names))
+    assert [member.name for member in _Nodes(grid, ticket, site, following).wait()] == names
+    assert [line["text"] for line in lines(site, following)] == [
+        "waiting for 2 of 5 nodes: node-1, node-3",
+        "goes on without node-1, node-3, until they are back",
+    ]
+
+
 def test_a_revoked_node_is_nobodys_and_keeps_its_number(tmp_path: Path) -> None:
     """In a run that goes on the others keep theirs; a new one leaves it out."""
     job, site, grid = staged(tmp_path)
     Registry(site).revoke("node-2")
     following, ticket = follower(site, asked(job, "describe"))
     assert list(serve(grid, ticket, site, following)["described"]) == ["node-0", "node-1", "node-3", "node-4"]
+
+
+def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
+    """Its command may be gone; no second process is started for it, and the site's last run stays this one."""
+    (tmp_path / "environment.json").write_text(json.dumps({DEPLOYMENT: {"site": "/srv/site"}}))
+    claim = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(claim, fcntl.LOCK_EX)
+    with pytest.raises(DeployError, match=r"goes on, .* fedsim deploy status /srv/site"):
+        running.resume(tmp_path, Silent())
+    os.close(claim)
+    with pytest.raises(DeployError, match="/srv/site is not a site"):
+        running.resume(tmp_path, Silent())
+
+
+def test_what_no_server_took_was_never_a_run(tmp_path: Path) -> None:
+    """Else `fedsim deploy status` would show it as the site's last one."""
+    site = site_with(tmp_path)
+    with pytest.raises(DeployError, match="start it with fedsim deploy server"):
+        running.submit(site, Ticket(purpose="run", run=RUN, scenario=""), Silent())
+    assert not list(site.runs.iterdir())
 
 
 def test_how_a_run_ended_is_told(tmp_path: Path) -> None:
@@ -282,6 +319,21 @@ def test_lines_of_several_threads_do_not_mix(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(list(Lines(tmp_path, name).new())) == 80
+
+
+def test_a_full_disk_cuts_lines_and_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command misses what was not written, and reads on behind it."""
+    name = Ticket(purpose="run", run=RUN, scenario="").write(tmp_path)
+    following, path = Following(tmp_path, name), following_file(tmp_path, name)
+    following.note("before")
+    with monkeypatch.context() as full:
+        full.setattr(following, "_path", Path("/dev/full"))
+        following.note("lost")
+    with path.open("ab") as file:
+        file.write(b'{"kind": "note", "te')
+    following.note("after")
+    following.note("and on")
+    assert [line["text"] for line in Lines(tmp_path, name).new()] == ["before", "after", "and on"]
 
 
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "0123456789abcdef", "0123456789abcdef-0000000g"])

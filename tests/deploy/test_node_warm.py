@@ -130,6 +130,8 @@ def test_a_process_that_dies_costs_its_message_alone(running: Running) -> None:
     attend(task, running.worker, "north", running.lines.append, ending)
     answer = running.supernode.answer()
     assert answer is not None and answer.error.code == CRASHED and "signal 9" in str(answer.error.reason)
+    log = str(running.worker.child.log)
+    assert log in running.lines[-1] and log not in str(answer.error.reason)  # the owner's paths are the owner's
     assert time.monotonic() - began < 30  # Flower itself would notice after 60 s
     running.worker.stop()
     running.worker = running.started()

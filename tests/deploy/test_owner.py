@@ -18,6 +18,7 @@ from fedsim.deploy.node.checked import require
 from fedsim.deploy.node.folder import NodeFolder
 from fedsim.deploy.node.leave import leave
 from fedsim.deploy.node.log import entries
+from fedsim.deploy.node.supervise import _print
 from fedsim.errors import DeployError, Refused
 from fedsim.privacy.accountant import Charge
 from fedsim.scenario import load
@@ -55,7 +56,8 @@ def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def home(tmp_path: Path) -> NodeFolder:
     """A node with a key, charges of two runs, entries, code that waits, states and replies."""
     node = node_folder(tmp_path / "node")
-    node.key.write_text("secret")
+    for secret in (node.key, node.folder / "secret", node.folder / "statistics.json"):
+        secret.write_text("secret")
     for folder in (node.states, node.replies, node.flower, node.logs):
         folder.mkdir()
         (folder / "file").write_text("x")
@@ -108,12 +110,29 @@ def test_log(fedsim: Fedsim, home: NodeFolder) -> None:
 
 
 def test_rules(fedsim: Fedsim, home: NodeFolder) -> None:
-    """As the node understands them; a mistake is named."""
-    assert "largest_epsilon  10.0" in fedsim("rules", home.folder).out
+    """As the node understands them and the file writes them; a mistake is named."""
+    told = fedsim("rules", home.folder).out
+    assert "largest_epsilon  10.0\n" in told
+    assert "own_code         true\n" in told and "largest_reply    1_000_000_000\n" in told
     assert json.loads(fedsim("rules", home.folder, "--json").out)["delta"] == 1e-5
     home.rules_file.write_text("metric = true")
     wrong = fedsim("rules", home.folder)
     assert wrong.status == 2 and "metric is not known. Did you mean metrics?" in wrong.err
+
+
+def test_a_node_does_not_start_with_rules_that_cannot_be_read(fedsim: Fedsim, home: NodeFolder) -> None:
+    """It would refuse whatever is asked, and its owner would hear of it from the coordinator."""
+    home.rules_file.write_text("metric = true")
+    done = fedsim("node", home.folder, "--data", ".")
+    assert done.status == 2 and "metric is not known. Did you mean metrics?" in done.err
+
+
+def test_no_sign_of_a_coordinators_moves_an_owners_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """A message's type, say, is quoted in what a node prints; Flower lets it be anything."""
+    _print("refused: query.\x1b[2J\nanswered: all is well")
+    assert capsys.readouterr().out.count("\n") == 1
+    _print("\x1b[2J")
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_review(fedsim: Fedsim, home: NodeFolder) -> None:
@@ -121,6 +140,7 @@ def test_review(fedsim: Fedsim, home: NodeFolder) -> None:
     (code,) = review.pending(home)
     shown = fedsim("review", home.folder).out
     assert f"code {code.digest}" in shown and "+x = 1" in shown and "\x1b" not in shown
+    assert shown.endswith(f"\nto let it run: fedsim deploy review {home.folder} --approve {code.digest[:12]}\n")
     assert len(json.loads(fedsim("review", home.folder, "--json").out)["pending"]) == 1
     both = fedsim("review", home.folder, "--approve", code.digest, "--reject", code.digest)
     assert both.status == 2 and "give one of" in both.err
@@ -136,6 +156,12 @@ def test_many_wait(fedsim: Fedsim, home: NodeFolder) -> None:
         review.approved(home, Assignment('title = "U"\n', {"mine.py": "x = 2\n"}))
     *lines, last = fedsim("review", home.folder).out.splitlines()
     assert len(lines) == 2 and last.startswith("2 wait; show one with")
+
+
+def test_a_run_without_nodes_discloses_nothing(fedsim: Fedsim) -> None:
+    """A number of nodes that no run has is a mistake of the command line, and no traceback."""
+    done = fedsim("disclosure", "quickstart", "--data", ".", "--nodes", "0")
+    assert done.status == 2 and "'--nodes'" in done.err
 
 
 def test_checking_rows(fedsim: Fedsim, home: NodeFolder, tmp_path: Path) -> None:
@@ -157,6 +183,28 @@ def test_checking_rows(fedsim: Fedsim, home: NodeFolder, tmp_path: Path) -> None
     done = checked()
     assert done.status == 2 and len(done.out.splitlines()) == 2 and "2 things do not fit" in done.err
     assert home.log_file.read_bytes() == before
+
+
+def test_own_code_does_not_run_for_a_check_before_it_was_approved(fedsim: Fedsim, home: NodeFolder) -> None:
+    """A coordinator sends a scenario and a file beside it; what the file does when it is imported, it would do here."""
+    place = home.folder.parent
+    source = f"from pathlib import Path\nPath({str(place / 'ran')!r}).touch()\ndef turned(x):\n    return x\n"
+    (place / "mine.py").write_text(source)
+    data = {"name": "csv", "schema": SCHEMA, "partition": {"kind": "natural"}, "preprocess": {"kind": "constants"}}
+    study = tomli_w.dumps({**small.SMALL, "data": {**data, "transform": "mine.py:turned"}})
+    (place / "study.toml").write_text(study)
+    with (place / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([HEADER, *rows()])
+    command = ("node", home.folder, "--data", place / "rows.csv", "--check", place / "study.toml")
+    done = fedsim(*command)
+    assert done.status == 2 and "mine.py would run to read your rows" in done.err and not (place / "ran").exists()
+    asked = Assignment(study, {"mine.py": source})
+    with pytest.raises(Refused):
+        review.approved(home, asked)
+    review.approve(home, asked.sources_digest)
+    assert " fits " in fedsim(*command).out and (place / "ran").exists()
+    (place / "mine.py").write_text(f"{source}x = 1\n")
+    assert "mine.py would run" in fedsim(*command).err
 
 
 def test_rows_that_are_ready(fedsim: Fedsim, home: NodeFolder, tmp_path: Path) -> None:
@@ -201,10 +249,11 @@ def test_leaving(fedsim: Fedsim, home: NodeFolder) -> None:
     running.require_member()
     done = fedsim("leave", home.folder)
     assert done.status == 0 and "ledger and log stay" in done.out
-    assert everything(home) == {"node.toml", "rules.toml", "ledger.db", "log.jsonl", "logs", "withdrawn"}
+    kept = {"node.toml", "rules.toml", "ledger.db", "log.jsonl", "logs", "statistics.json", "withdrawn"}
+    assert everything(home) == kept
     *_, last = entries(home.log_file)
     assert last["kind"] == "withdrawn"
-    with pytest.raises(Refused, match="north: its owner has withdrawn"):
+    with pytest.raises(Refused, match="the owner of north has withdrawn"):
         running.require_member()  # a node that runs while its owner leaves
     assert "has withdrawn" in fedsim("node", home.folder, "--data", ".").err
     again, told = fedsim("leave", home.folder).out.splitlines()

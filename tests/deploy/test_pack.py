@@ -1,6 +1,7 @@
 """What a machine without a network installs: complete, hashed, licensed, and from the files alone."""
 
 import csv
+import errno
 import hashlib
 import os
 import shutil
@@ -52,6 +53,19 @@ def test_a_package_that_is_missing_is_named() -> None:
     """A pack that lacks one would fail on the other machine, where it cannot be had."""
     with pytest.raises(DeployError, match="no-such-package is not installed here"):
         pack.closure("no-such-package")
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is half a pack would stand in the way of the next try, or be taken for one."""
+
+    def full(versions: object, folder: Path) -> None:
+        (folder / "a.whl").write_bytes(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pack, "fetch", full)
+    with pytest.raises(DeployError, match="cannot be written"):
+        pack.pack(tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
 
 
 def test_an_installed_wheel_is_packed_as_it_was(wheels: Path, tmp_path: Path) -> None:

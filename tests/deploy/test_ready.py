@@ -1,5 +1,6 @@
 """A server that cannot run does not start, and says in one line each what is wrong and what to do."""
 
+import errno
 import os
 import shutil
 import socket
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.deploy import certificates, founding, private_files, ready, server
+from fedsim.deploy import certificates, founding, private_files, ready, server, status
 from fedsim.deploy.certificates import Pair
+from fedsim.deploy.following import Following, Ticket
 from fedsim.deploy.site import Site
+from fedsim.errors import DeployError
 from tests.deploy import served
 
 pytestmark = pytest.mark.skipif(bool(served.MISSING), reason=served.MISSING)
@@ -48,6 +51,21 @@ def test_ports_that_are_taken(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
     assert ready.problems(site) == []
 
 
+def test_an_address_of_a_kind_that_the_machine_has_not(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system without IPv6 refuses the socket itself."""
+    usual = socket.socket
+
+    def without(family: int = socket.AF_INET, *more: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "no")
+        return usual(family, *more)
+
+    monkeypatch.setattr(ready, "_PATIENCE", 0.0)
+    monkeypatch.setattr(socket, "socket", without)
+    found = ready.problems(site.model_copy(update={"listen": ["::1"]}))
+    assert any("::1" in line and "address family not supported" in line for line in found)
+
+
 def test_a_database_that_somebody_writes(site: Site) -> None:
     """Two SuperLinks on one database would each know half."""
     with closing(sqlite3.connect(site.superlink_database, isolation_level=None)) as other:
@@ -78,6 +96,31 @@ def test_certificates(site: Site) -> None:
     private_files.replace(site.server_key, foreign.key)
     private_files.replace(site.server_certificate, foreign.certificate)
     assert "not signed by this site's authority" in only(site)
+
+
+def test_a_certificate_that_goes_away_ends_no_server(site: Site) -> None:
+    """It is told once, by the server as by `status`; what runs has it in memory."""
+    said: list[str] = []
+    watch = server._Watch(site, said.append)
+    site.server_certificate.unlink()
+    watch.look(*server._programs(site))
+    assert said == [f"{site.server_certificate}: No such file or directory"]
+    with pytest.raises(DeployError, match=r"server\.crt cannot be read"):
+        status.facts(site)
+
+
+def test_a_run_that_ends_with_its_server_is_told_how_it_goes_on(site: Site, tmp_path: Path) -> None:
+    """And one that had ended by itself, after the last look, is not."""
+    said: list[str] = []
+    ticket = Ticket(purpose="run", run="0" * 16, scenario="", folder=tmp_path / "run").write(site.runs)
+    watch = server._Watch(site, said.append)
+    watch._run = status.facts(site).run
+    watch.lost()
+    assert said == [f"a run was on, which ends with it; go on with: fedsim resume {tmp_path / 'run'}"]
+    watch._run = status.facts(site).run
+    Following(site.runs, ticket).tell("finished", status="done", reason="")
+    watch.lost()
+    assert len(said) == 1
 
 
 def test_everything_wrong_is_said_at_once(site: Site) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.deploy.rehearse import Rehearsed, everybody, lines, rehearse
-from fedsim.errors import DeployError, ScenarioError
+from fedsim.errors import DeployError, PrivacyError, ScenarioError
 from fedsim.progress import Silent
 from tests import small
 from tests.small import Changes
@@ -35,6 +35,7 @@ def test_the_command_compares_to_the_bit(tmp_path: Path) -> None:
     values = json.loads(done.stdout)
     assert values["same"] and values["comparable"] and values["apart"] == 0 < values["norm"]
     assert values["deployed"] == values["simulated"]
+    assert not (tmp_path / "rehearsal").stat().st_mode & 0o077, "rows were in it"
     kept = {path.name for path in (tmp_path / "rehearsal").rglob("*")}
     assert {"deployed", "simulated", "server.log", "node.log"} <= kept
     assert not kept & {"ca.key", "server.key", "key", "rows.npz", "ledger.db"}
@@ -70,6 +71,8 @@ def test_what_cannot_be_rehearsed_is_said_before_anything_starts(tmp_path: Path)
     (tmp_path / "there").mkdir()
     with pytest.raises(DeployError, match="exists already"):
         rehearse(small.scenario(), 2, progress=Silent(), out=tmp_path / "there")
+    with pytest.raises(DeployError, match=r"no\.toml cannot be read"):
+        rehearse(small.scenario(), 2, progress=Silent(), out=tmp_path / "out", rules=tmp_path / "no.toml")
     natural = small.scenario(
         {"data": {"name": "python-source", "partition": {"kind": "natural"}}, "model": {"name": "lstm"}}
     )
@@ -77,6 +80,12 @@ def test_what_cannot_be_rehearsed_is_said_before_anything_starts(tmp_path: Path)
         rehearse(natural, 2, progress=Silent(), out=tmp_path / "out")
     with pytest.raises(ScenarioError, match=r"model\.preset"):
         rehearse(small.scenario({"model": {"name": "mlp", "preset": "no"}}), 2, progress=Silent(), out=tmp_path / "out")
+    private = {
+        "data.split.central": 0.0,
+        "privacy.example": {"noise_multiplier": 1.0, "delta": 1e-3, "max_grad_norm": 1.0},
+    }
+    with pytest.raises(PrivacyError, match=r"data\.split\.central above 0"):
+        rehearse(small.scenario(private), 2, progress=Silent(), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsim.composition import algorithm_of
 from fedsim.deploy.node.folder import NodeFolder
-from fedsim.deploy.node.rules import DEFAULT, Rules, answers_at, check, check_reply, read
+from fedsim.deploy.node.rules import DEFAULT, Rules, answers_at, check, check_counts, check_reply, read
 from fedsim.errors import DeployError, Refused
 from fedsim.privacy.plan import Plan
 from fedsim.scenario import Scenario
@@ -90,6 +91,33 @@ def test_what_a_rule_lets_in(rules: dict[str, Any], changes: dict[str, Any], giv
     allowed(Rules(**rules), small.scenario(changes), **given)
 
 
+UNIFORM = {"strategy": {"name": "fedavg", "weights": "uniform"}}
+
+
+@pytest.mark.parametrize("changes", [UNIFORM, {**UNIFORM, **LOCAL}, {**UNIFORM, **CLIENT}], ids=["none", *"lc"])
+def test_runs_that_need_no_counts(changes: dict[str, Any]) -> None:
+    """All nodes weigh alike, and no promise rests on how many rows there are."""
+    scenario = small.scenario(changes)
+    check_counts(scenario, algorithm_of(scenario))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "weighs nodes by their rows"),
+        ({"strategy": {"name": "flower:FedAvg"}}, "weighs nodes by their rows"),
+        ({"strategy": {"name": "afl"}}, "needs each node's loss"),
+        ({"strategy": {"name": "fednova"}}, "fednova"),
+        ({**UNIFORM, **EXAMPLE}, "epsilon of privacy.example follows from them"),
+    ],
+)
+def test_runs_that_need_counts(changes: dict[str, Any], told: str) -> None:
+    """Each would do something else with a count that is none."""
+    scenario = small.scenario(changes)
+    with pytest.raises(Refused, match=rf"^rules\.toml counts: the owner lets no counts of rows leave, and .*{told}"):
+        check_counts(scenario, algorithm_of(scenario))
+
+
 @pytest.mark.parametrize("changes", [EXAMPLE, LOCAL])
 def test_a_run_that_alone_spends_too_much(changes: dict[str, Any]) -> None:
     """It is refused before round 1, by what the node computes itself, at the owner's delta."""
@@ -143,6 +171,8 @@ def test_a_reply_that_is_too_large() -> None:
         ('hours = "22-6"', 'hours: write hours as "22:00-06:00"'),
         ('hours = "06:00-06:00"', "hours: write hours"),
         ('strategies = ["fedavgg"]', "there is no 'fedavgg'. Did you mean fedavg?"),
+        ("counts = false", "counts = false needs metrics = false"),
+        ("counts = false\nmetrics = false\nstatistics = true", "counts = false needs statistics = false"),
         ("delta = 1", "delta: input should be less than 1"),
         ("=", "is no TOML"),
     ],

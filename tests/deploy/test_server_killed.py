@@ -85,7 +85,7 @@ def test_nodes_go_on_when_the_programs_are_killed_and_a_run_ends(server: Server,
     assert not any("flwr-serverapp" in command for command in after.values())
 
     north = FleetNode(server.site, key(server, "north"))
-    north.node.node_id = Registry(server.site).node("north").node_id or 0
+    north.node.node_id = Registry(server.site).nodes()[0].node_id or 0
     assert north.heartbeat() and north.pull() == 0
     assert control.runs()[0].run_id == run
     control.stop(run)
@@ -103,7 +103,7 @@ def test_a_new_certificate_is_used_without_a_restart_by_hand(server: Server) -> 
         server.site, server.site.superlink_port
     )
     north = FleetNode(server.site, key(server, "north"))
-    north.node.node_id = Registry(server.site).node("north").node_id or 0
+    north.node.node_id = Registry(server.site).nodes()[0].node_id or 0
     assert north.pull() == 0
 
 

@@ -3,15 +3,18 @@
 import json
 import math
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.deploy import status
+from fedsim.deploy import status, superlink
 from fedsim.deploy.following import Ticket, following_file
 from fedsim.deploy.status import NODE_STATES, Facts, Node, Run
+from fedsim.errors import DeployError
 from tests.deploy.exposition import samples
 from tests.deploy.served import admit, site_with
 
@@ -96,6 +99,37 @@ def test_the_last_run_is_followed(tmp_path: Path) -> None:
     assert run is not None and (run.status, run.reason) == ("failed", "no node came")
 
 
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    """A command that root gave once has left a file that is root's."""
+    site = site_with(tmp_path)
+    (site.folder / "server.lock").mkdir()
+    with pytest.raises(DeployError, match=r"server\.lock cannot be opened"):
+        status.facts(site)
+
+
+def test_a_deleted_message_leaves_no_bytes(tmp_path: Path) -> None:
+    """SQLite's files keep what was in a row until its place is used again; in WAL mode, in which Flower writes, too."""
+    site = site_with(tmp_path)
+    for mode in ("DELETE", "WAL"):
+        with closing(sqlite3.connect(site.superlink_database)) as database:
+            database.execute(f"PRAGMA journal_mode = {mode}")
+            database.execute("PRAGMA secure_delete = OFF")  # which some systems' SQLite has on, for the main file
+            database.execute("CREATE TABLE IF NOT EXISTS objects (content BLOB)")
+            with database:
+                database.executemany("INSERT INTO objects VALUES (?)", [(b"UPDATE" * 2000,)] * 20)
+            with database:
+                database.execute("DELETE FROM objects")
+            database.execute("PRAGMA wal_checkpoint")
+            assert found(site.folder, b"UPDATE")
+            superlink.sweep(site)
+            assert not found(site.folder, b"UPDATE")
+
+
+def found(folder: Path, text: bytes) -> bool:
+    """Whether the SuperLink's database has a text anywhere in its files."""
+    return any(text in path.read_bytes() for path in folder.glob("superlink.db*"))
+
+
 def test_versions_are_kept_for_every_node(tmp_path: Path) -> None:
     """A run asks those that take part; what others told before stays."""
     site = site_with(tmp_path, "north", "south")
@@ -119,4 +153,6 @@ def test_metrics_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         broken = Run("t", "f", "running", "", 1, None, {"\ud800": 1.0})
         status.write(site, status.facts(site)._replace(run=broken))
     assert site.metrics.read_text() == before
+    with pytest.raises(DeployError, match=r"metrics\.prom cannot be written: Not a directory"):
+        status.write(site.model_copy(update={"folder": site.settings}), status.facts(site))
     assert [path.name for path in site.folder.glob(".metrics*")] == []

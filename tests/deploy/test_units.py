@@ -46,6 +46,13 @@ def test_a_unit_may_write_its_own_folder_alone() -> None:
             assert "Restart=on-failure" in lines
 
 
+def test_a_dollar_sign_is_one_in_a_path_and_two_in_a_command() -> None:
+    """systemd puts variables into commands, and into nothing else."""
+    unit = units.server_texts(Path("/srv/a$b"), 8443)["systemd/fedsim-server.service"].splitlines()
+    assert "ReadWritePaths=/srv/a$b" in unit and "WorkingDirectory=/srv/a$b" in unit
+    assert any(line.startswith("ExecStart=") and line.endswith("deploy server /srv/a$$b") for line in unit)
+
+
 @pytest.mark.parametrize(("user", "rights"), [(0, "CAP_SETUID CAP_SETGID"), (1000, "")])
 def test_an_ordinary_users_server_has_no_right_of_root(user: int, rights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root's nginx must be able to give its workers a user; nothing else is left to either."""

@@ -13,8 +13,10 @@ def disclosure(
     scenario: ScenarioName,
     settings: Settings = [],  # noqa: B006
     rules: Annotated[Path | None, typer.Option(metavar="FILE", help="an owner's rules.toml; else as it begins")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="PATH", help="a node's rows, in place of the scenario's")] = None,
-    nodes: Annotated[int, typer.Option(metavar="N", help="with --data: how many nodes take part")] = 2,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="rows such as a node's, in place of the scenario's")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="with --data: how many nodes take part")] = 2,
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -24,12 +26,17 @@ def disclosure(
     """
     from fedsim.deploy import disclosure as disclosing
     from fedsim.deploy.listing import as_data, asked_of, lines, work_on
-    from fedsim.deploy.node.rules import Rules, read
+    from fedsim.deploy.node.rules import Rules, check_counts, read
     from fedsim.scenario import load
 
     owner = Rules() if rules is None else read(rules)
     work = work_on(load(scenario, settings), data, nodes, data_dir)
-    listed = (*disclosing.fields(work, metrics=owner.metrics), *asked_of(work.job.scenario, owner.statistics))
+    if not owner.counts:
+        check_counts(work.job.scenario, work.algorithm)
+    listed = (
+        *disclosing.fields(work, metrics=owner.metrics, counts=owner.counts),
+        *asked_of(work.job.scenario, owner.statistics),
+    )
     if as_json:
         print_json(as_data(work, listed))
         return

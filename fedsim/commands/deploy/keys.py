@@ -42,9 +42,9 @@ def init(
     site = founding.found(folder, host, port, inside, listen=listen or ("0.0.0.0",), days=days)
     mark = certificates.fingerprint(site.authority.read_bytes())
     values = {"folder": str(folder), "host": site.host, "port": site.port, "fingerprint": mark}
-    where = f"{site.host}" + (f":{port}" if port != PORT else "")
+    where = site.address if port != PORT else site.host
     text = (
-        f"a site for {site.host}:{site.port} in {folder}\n"
+        f"a site for {site.address} in {folder}\n"
         f"fingerprint of its authority: {mark}\n"
         f"next: fedsim deploy server {folder}\n"
         f"for owners of data: fedsim deploy join --server {where} --ca-fingerprint {mark}"
@@ -177,7 +177,7 @@ def _rotate_own(folder: Path, as_json: bool) -> None:
         f"a new key in {folder}, fingerprint {public.fingerprint}\n"
         f"send {folder / 'key.pub'} to the coordinator, who then runs\n"
         f"  fedsim deploy rotate {node.name} {public.fingerprint} --on SITE --key key.pub\n"
-        "until then the server refuses this node; then start it again"
+        "a node that runs goes on with the old key until then, and with the new one from then on"
     )
     tell({"folder": str(folder), "name": node.name, "fingerprint": public.fingerprint}, text, as_json)
 

@@ -54,9 +54,15 @@ def _check(home: "NodeFolder", path: Path, name: str, settings: list[str]) -> No
     from fedsim.data.dealt import is_holding
     from fedsim.deploy.node.checked import accept
     from fedsim.deploy.node.holding import check, load
+    from fedsim.deploy.node.review import unread
     from fedsim.scenario import load as read
 
     scenario = read(name, settings)
+    if not is_holding(path) and (code := unread(home, scenario)):
+        raise DeployError(
+            f"{name}: {', '.join(code)} would run to read your rows, and you have not approved it; when the "
+            f"coordinator asks for it, it waits for `fedsim deploy review {home.folder}`"
+        )
     if found := check(path, scenario):
         for line in found:
             typer.echo(line)
@@ -83,9 +89,19 @@ def rules(folder: NodeDir, as_json: Json = False) -> None:
         print_json(found)
         return
     for key, value in found.items():
-        shown = "any" if value is None else ", ".join(value) or "none" if isinstance(value, list) else value
-        typer.echo(f"{key:<16} {shown}")
+        typer.echo(f"{key:<16} {_allowed(value)}")
         typer.echo(f"{'':<16} {Rules.model_fields[key].description}")
+
+
+def _allowed(value: Any) -> str:
+    """A rule's value, as rules.toml writes it."""
+    if value is None:
+        return "any"
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:_}" if isinstance(value, int) else str(value)
 
 
 def ledger(
@@ -108,7 +124,7 @@ def ledger(
     books, log = home.books()
     try:
         if catch_up is not None:
-            charged = books.catch_up(catch_up, allowed.delta)
+            charged = books.catch_up(catch_up, allowed.delta, home.told(allowed.delta))
             log.write("caught-up", charged=charged, counter=books.counter)
             typer.echo(
                 f"charged {charged} missing participations, each what the costliest known one costs", err=as_json
@@ -217,6 +233,7 @@ def review(
     plain = "NO_COLOR" in os.environ
     for line in reviews.lines(home, chosen):
         typer.secho(line, fg=None if plain else {"+": "green", "-": "red"}.get(line[:1]))
+    typer.echo(f"to let it run: fedsim deploy review {folder} --approve {chosen[:12]}")
 
 
 def leave(

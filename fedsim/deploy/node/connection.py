@@ -106,15 +106,26 @@ class Presence:
         return False
 
 
-def ended(child: Child, home: NodeFolder, presence: Presence) -> str:
+def ended(child: Child, home: NodeFolder, presence: Presence, started_with: str) -> str:
     """Why a SuperNode has ended, as far as that may pass.
+
+    Args:
+        child: the SuperNode.
+        home: of its node.
+        presence: of the node at the server.
+        started_with: fingerprint of the key that it was started with.
 
     Raises:
         DeployError: it will not, before somebody has done something.
+        Refused: the node's owner has withdrawn.
     """
+    home.require_member()  # who leaves removes the key
     written, server = child.output(), f"{home.host}:{home.port}"
     key = read_key(home.key).fingerprint
     if child.exit_code == 0:  # what it does on 401, without a word
+        presence.clear()
+        if key != started_with:
+            return f"this node's key is now {key}, and {server} has ended the one before"
         raise DeployError(
             f"{server} does not take this node's key {key} any more: the coordinator has revoked it, or this machine's "
             "clock is more than five minutes off"

@@ -1,6 +1,7 @@
 """A node's folder at its owner: settings, and where everything else lies."""
 
 import tomllib
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsim.deploy import private_files
 from fedsim.deploy.node.ledger import Ledger
-from fedsim.deploy.node.log import Log
+from fedsim.deploy.node.log import Log, entries
 from fedsim.errors import DeployError, Refused
 from fedsim.registry import nearest
 
@@ -147,6 +148,29 @@ class NodeFolder(BaseModel):
             )
         return Ledger(self.ledger_file), Log(self.log_file)
 
+    def told(self, delta: float) -> float:
+        """The largest epsilon at a delta that its log tells of; 0 of none."""
+        if not self.log_file.exists():
+            return 0.0
+        found = (each for each in entries(self.log_file) if each.get("delta") == delta)
+        return max((float(each.get("epsilon-after", 0.0)) for each in found), default=0.0)
+
+    def require_whole(self, delta: float) -> None:
+        """Make sure that the ledger knows what the log tells of.
+
+        Raises:
+            DeployError: it knows of less, so it was restored from a backup.
+        """
+        ledger, _ = self.books()
+        with closing(ledger):
+            known, told, counter = ledger.spent(delta), self.told(delta), ledger.counter
+        if known < told * (1 - 1e-6):
+            raise DeployError(
+                f"{self.ledger_file} knows of epsilon {known:.3g} and {self.log_file.name} of {told:.3g}: it was "
+                f"restored from a backup; `fedsim deploy ledger {self.folder} --catch-up N` charges what is missing, N "
+                f"being the charges that the coordinator has seen, or {counter + 1}"
+            )
+
     def require_member(self) -> None:
         """Refuse whatever is asked of a node whose owner has withdrawn.
 
@@ -154,7 +178,7 @@ class NodeFolder(BaseModel):
             Refused: it has.
         """
         if self.withdrawn:
-            raise Refused(f"{self.name}: its owner has withdrawn")
+            raise Refused(f"the owner of {self.name} has withdrawn")
 
 
 def reason(error: ValidationError, model: type[BaseModel]) -> str:

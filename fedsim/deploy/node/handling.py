@@ -17,13 +17,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from fedsim import seeds
 from fedsim.arrays import sendable
+from fedsim.composition import algorithm_of
 from fedsim.deploy import disclosure
 from fedsim.deploy.assignment import Assignment
 from fedsim.deploy.node import checked
 from fedsim.deploy.node import holding as holdings
 from fedsim.deploy.node import rules as owners
 from fedsim.deploy.node.folder import NodeFolder
-from fedsim.deploy.node.kept import RUNS, Replies, Room, States, digest_of, prune, size_of
+from fedsim.deploy.node.kept import RUNS, Replies, Room, States, digest_of, leave_rooms, prune, size_of
 from fedsim.deploy.node.ledger import Ledger
 from fedsim.deploy.node.log import Log
 from fedsim.deploy.node.review import approved
@@ -37,6 +38,7 @@ from fedsim.scenario import Scenario
 from fedsim.worker import answered
 
 DESCRIBE, TRAIN, EVALUATE, STATISTICS = "query.describe", "train", "evaluate", "query.statistics"
+_DISK = "the node's disk is full, or cannot be written; its owner makes room, or sees why in the log"
 _LEDGER = "the node's ledger cannot be read or written; its owner must make room, or see the log"
 _MOST_CLIENTS = 1_000_000
 _RUN, _DIGEST = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{64}")
@@ -65,6 +67,7 @@ class Order(NamedTuple):
         place: which client this node is.
         counter: charges of this node that the coordinator has seen.
         version: of fedsim at the coordinator.
+        rows: train rows that the node declared when the run began; None where the message does not say.
     """
 
     kind: str
@@ -74,6 +77,7 @@ class Order(NamedTuple):
     place: Place
     counter: int
     version: str
+    rows: int | None = None
 
 
 class Told(NamedTuple):
@@ -102,6 +106,7 @@ class Node:
         """
         opened = NodeFolder.open(folder)
         ledger, log = opened.books()
+        leave_rooms(opened.replies, opened.states)
         return cls(opened, Bench(data, seeded_coins=seeded_coins), ledger, log)
 
     @property
@@ -131,7 +136,7 @@ class Node:
         detail = detail if isinstance(error, FedsimError) else one_line(error)
         with suppress(DeployError):
             self.log.write("refused" if refused else "failed", **facts, why=detail)
-        told = str(error) if isinstance(error, FedsimError) else "the node failed; its owner's log says why"
+        told = str(error) if isinstance(error, Refused | Withheld) else "the node failed; its owner's log says why"
         kind = "refused" if refused else "failed"
         reason = f"refused: {told}" if refused else f"{name}: {told}"
         return Told(failure(message, CLIENT_FAILED, reason), f"{kind}: {_named(facts)}: {detail}")
@@ -169,6 +174,8 @@ class Node:
         owners.check(rules, asked, None, order.place.clients, self.now())
         if assignment.sources:
             asked = scenario_of(assignment, approved(self.folder, assignment), ready_made=ready)
+        if not rules.counts:
+            owners.check_counts(asked, algorithm_of(asked))
         if not ready and order.kind != STATISTICS:  # which are told once, of many rows
             checked.require(self.folder, asked)
         return asked
@@ -178,6 +185,8 @@ class Node:
         with _for_owner(holdings.UNFIT):
             said = declared(self.bench.holding(scenario), order.place)
         counts = {name: said.pop(name) for name in ("rows-train", "rows-validation", "rows-test", "units")}
+        if not rules.counts:  # whether there are rows to train on
+            counts = {name: int(name in ("rows-train", "units") and count > 0) for name, count in counts.items()}
         about = {"fedsim": version("fedsim"), "flwr": version("flwr"), "metrics": rules.metrics, **said}
         content = RecordDict({"description": ConfigRecord(about), "metrics": MetricRecord(counts)})
         return self._leaves(disclosure.filtered(content, "describe", disclosure.DESCRIBED), facts)
@@ -190,11 +199,13 @@ class Node:
         return self._leaves(disclosure.filtered(content, "statistics", listed), facts)
 
     def _work(self, assignment: Assignment, scenario: Scenario, rules: Rules, order: Order) -> Work:
-        """The job on the node's rows, and the owner's rules on what it promises."""
+        """The job on the node's rows, and the owner's rules on what it promises; nothing has been charged yet."""
         with _for_owner(_LEDGER):
             self.ledger.require(order.counter)
         with _for_owner(holdings.UNFIT):
-            self.bench.holding(scenario)
+            rows = self.bench.holding(scenario).train
+        if order.rows not in (None, rows if rules.counts else int(rows > 0)):
+            raise Refused("the node's rows are others than those that it declared when the run began; begin a new one")
         with _for_owner("the scenario does not go with this node's rows; its owner's log says why"):
             work = self.bench.work(assignment, scenario, order.place)
         owners.check(rules, scenario, work.job.privacy, order.place.clients, self.now())
@@ -202,7 +213,7 @@ class Node:
 
     def _evaluated(self, message: Message, work: Work, rules: Rules, order: Order, facts: dict[str, Any]) -> RecordDict:
         """The model measured on the client's rows."""
-        fields = disclosure.fields(work, metrics=rules.metrics)
+        fields = disclosure.fields(work, metrics=rules.metrics, counts=rules.counts)
         if not rules.metrics or work.job.privacy is not None:
             raise Refused("measures of this node's rows do not leave it")
         states = States(self.folder.states / order.run)
@@ -216,24 +227,27 @@ class Node:
         self, message: Message, work: Work, rules: Rules, order: Order, replies: Replies, facts: dict[str, Any]
     ) -> RecordDict:
         """A round of training: room, charge, work, and what is kept of it."""
-        number, fields = order.place.number, disclosure.fields(work, metrics=rules.metrics)
+        number, fields = order.place.number, disclosure.fields(work, metrics=rules.metrics, counts=rules.counts)
         states, keeping = States(self.folder.states / order.run), _keeping(work)
         state = self._state(work, states, message)
         size = work.contribution_size * work.initial.vector.element_size()
         owners.check_reply(rules, size)
-        rooms: list[Room] = [replies.room(order.run, order.round, facts["message"], size)]
+        rooms: list[Room] = []
         try:
-            if keeping:
-                rooms.append(states.room(order.round, keeping))
+            with _for_owner(_DISK):
+                rooms.append(replies.room(order.run, order.round, facts["message"], size))
+                if keeping:
+                    rooms.append(states.room(order.round, keeping))
             self._charged(work, rules, order, facts)
             with self._told_as(fields), seeds.preserved():
                 answer = answered(work, number, message, state)
             content = disclosure.filtered(answer.reply(message).content, "train", fields)
             owners.check_reply(rules, sum(each["bytes"] for each in left(content)))
-            if keeping and answer.contribution is not None:
-                states.put(rooms[1], order.round, answer.contribution.state)
-                prune(self.folder.states, "*", RUNS)
-            replies.put(rooms[0], content)
+            with _for_owner(_DISK):
+                if keeping and answer.contribution is not None:
+                    states.put(rooms[1], order.round, answer.contribution.state)
+                    prune(self.folder.states, "*", RUNS)
+                replies.put(rooms[0], content)
         finally:
             for room in rooms:
                 room.leave()
@@ -297,7 +311,8 @@ def order_of(message: Message) -> Order:
         raise Refused(f"the message's config is not sound: client {number} of {clients}, round {round}")
     if kind == TRAIN and setting(message, "reply", "") not in ("update", "model"):
         raise Refused("the message's config asks for a reply that nodes do not give")
-    return Order(kind, assignment, run, round, Place(number, clients), counter, said)
+    rows = _count(config, "rows") if "rows" in config else None
+    return Order(kind, assignment, run, round, Place(number, clients), counter, said, rows)
 
 
 def check_same(order: Order, assignment: Assignment) -> None:

@@ -33,7 +33,8 @@ class Worker:
         flags = ["--seeded-coins"] if seeded_coins else []
         program = "from fedsim.deploy.node.warm import main; main()"
         command = [sys.executable, "-P", "-c", program, str(folder), str(data), str(theirs.fileno()), *flags]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        # A scenario may name any model of the hub: what is not here already is not fetched, unless the owner says so.
+        environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
         with theirs:
             self.child = Child("the process that works", command, environment, log, [theirs.fileno()])
 
@@ -47,7 +48,7 @@ class Worker:
         if isinstance(came, Ready) and came.problem is not None:
             raise DeployError(came.problem)
         if not isinstance(came, Ready) and not ending():
-            raise DeployError(f"the process that works did not start {_ended(self.child)}")
+            raise DeployError(f"the process that works did not start {_ended(self.child)}; {_last_lines(self.child)}")
 
     def ask(self, message: Message, fab: bytes, ending: Ending) -> Done | str:
         """Have a message answered; where the process dies over it, or all should end, a line that says so."""
@@ -95,7 +96,8 @@ def attend(task: Task, worker: Worker, name: str, tell: Callable[[str], None], e
     tell(f"asked: {_named(asked.message)}")
     done = worker.ask(asked.message, asked.fab, ending)
     if isinstance(done, str):
-        done = Done(crashed(asked.message, f"{name}: {done}"), f"failed: {_named(asked.message)}: {done}")
+        line = f"failed: {_named(asked.message)}: {done}; {_last_lines(worker.child)}"
+        done = Done(crashed(asked.message, f"{name}: {done}"), line)
     try:
         task.answer(asked, done.reply)
     except DeployError as error:
@@ -112,11 +114,15 @@ def _named(message: Message) -> str:
 
 
 def _ended(child: Child) -> str:
-    """How a process ended, and where its last words are."""
+    """How a process ended."""
     with_code = child.wait(1.0)
     if with_code is None:
-        return f"or hangs; its last lines are in {child.log}"
+        return "or hangs"
     if with_code < 0:
-        hint = ", as when memory runs out" if with_code == -9 else ""
-        return f"by signal {-with_code}{hint}; its last lines are in {child.log}"
-    return f"with exit code {with_code}; its last lines are in {child.log}"
+        return f"by signal {-with_code}{', as when memory runs out' if with_code == -9 else ''}"
+    return f"with exit code {with_code}"
+
+
+def _last_lines(child: Child) -> str:
+    """Where they are, which is the owner's business alone."""
+    return f"its last lines are in {child.log}"

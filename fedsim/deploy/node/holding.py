@@ -21,6 +21,7 @@ from fedsim.scenario import Scenario
 
 UNFIT = "the node's rows do not fit the scenario; its owner sees why with `fedsim deploy node DIR --check SCENARIO`"
 """What a coordinator is told, whatever is wrong with them."""
+_SPLIT_SEED = 0
 _CONSTANTS = 'declare ranges or mean and std in data.schema and set data.preprocess.kind = "constants"'
 
 
@@ -29,7 +30,8 @@ def load(path: Path, scenario: Scenario) -> Holding:
 
     Args:
         path: of the rows; it takes the place of `data.path`.
-        scenario: what is asked; its partition, central sets and left out clients are a simulation's and play no role.
+        scenario: what is asked; its partition, central sets, left out clients and seed are a simulation's and play no
+            role.
 
     Raises:
         FedsimError: the rows do not fit; the text is for their owner alone.
@@ -76,8 +78,14 @@ def _check_alone(scenario: Scenario) -> None:
 
 
 def of_one(path: Path, scenario: Scenario) -> Scenario:
-    """The scenario of one client who has all rows there are."""
+    """The scenario of one client who has all rows there are.
+
+    They are split by a seed of the node's own. Were it the scenario's, whoever asks could have persons' rows dealt out
+    anew as often as they like, and solve the counts of parts for what each person has; and one run would train on what
+    another one is tested on.
+    """
     changes: dict[str, Any] = {
+        "seed": _SPLIT_SEED,
         "data.path": str(path.resolve()),
         "data.partition": {"kind": "iid", "clients": 1},
         "data.split.central": 0.0,

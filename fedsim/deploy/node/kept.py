@@ -30,6 +30,7 @@ from fedsim.states import State
 ROUNDS, RUNS, REPLIES = 3, 8, 8
 """Of how many rounds states are kept, of how many runs, and how many replies."""
 _NOT_ASKED = ("counter", "fedsim")
+_TAKEN = ".room"
 _MARGIN = 65_536  # bytes for the header of a file and for figures
 
 
@@ -42,7 +43,7 @@ class Room:
         Raises:
             DeployError: there is not so much.
         """
-        self._path, self._taken = path, path.with_name(f"{path.name}.room")
+        self._path, self._taken = path, path.with_name(f"{path.name}{_TAKEN}")
         with without_room(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = os.open(self._taken, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -70,15 +71,22 @@ class Room:
             self._taken.unlink(missing_ok=True)
 
 
+def leave_rooms(*folders: Path) -> None:
+    """Give back what a process had taken that was killed over its work, which may be as large as a model."""
+    for folder in folders:
+        for taken in folder.rglob(f"*{_TAKEN}"):
+            taken.unlink(missing_ok=True)
+
+
 @contextmanager
 def without_room(path: Path) -> Iterator[None]:
-    """A disk that is full, inside the block, is told in one line for both sides."""
+    """A disk that is full, inside the block, is told in one line."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the node's disk is full; its owner must make room" if full else f"{error.strerror or error}"
-        raise DeployError(f"{path.parent.name}/ cannot be written: {reason}") from error
+        raise DeployError(f"{path.parent} cannot be written: {reason}") from error
 
 
 class States:

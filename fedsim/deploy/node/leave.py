@@ -5,6 +5,7 @@ import shutil
 from fedsim.deploy import private_files
 from fedsim.deploy.node.folder import NodeFolder
 from fedsim.deploy.node.log import Log
+from fedsim.deploy.node.summing import TOLD
 from fedsim.errors import DeployError
 
 
@@ -16,7 +17,7 @@ def leave(folder: NodeFolder, *, forget: bool = False) -> list[str]:
 
     Args:
         folder: the node's.
-        forget: remove ledger and log too, after which nobody can tell what was spent.
+        forget: remove ledger, log and told statistics too, after which nobody can tell what was spent.
 
     Returns:
         Names of what was removed.
@@ -30,10 +31,10 @@ def leave(folder: NodeFolder, *, forget: bool = False) -> list[str]:
             private_files.sync_folder(folder.folder)
             Log(folder.log_file).write("withdrawn")
         gone = [folder.key, folder.states, folder.replies, folder.flower]
-        gone += [folder.pending, folder.approved, folder.asked, folder.checked]
+        gone += [folder.pending, folder.approved, folder.asked, folder.checked, folder.folder / "secret"]
         if forget:
             cut = folder.log_file.with_name(f"{folder.log_file.name}.cut")
-            gone += [folder.ledger_file, folder.log_file, cut, folder.logs]
+            gone += [folder.ledger_file, folder.log_file, cut, folder.logs, folder.folder / TOLD]
         removed = [path for path in gone if path.exists()]
         for path in removed:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -36,6 +36,7 @@ _COLUMNS = "run, round, digest, level, time, noise, rate, steps, relation, sampl
 _RELEASES = "noise, rate, sum(steps), relation, sampling"
 _QUICK: tuple[Accountant, ...] = ("rdp", "exact")
 _SLOW: tuple[Accountant, ...] = ("rdp", "exact", "prv")
+_MOST_MISSING = 1_000_000  # of which each is a row
 _BUSY = 30.0  # seconds that another process of the same owner is waited for
 
 
@@ -101,15 +102,16 @@ class Ledger:
         return found
 
     def require(self, seen: int) -> None:
-        """Refuse to go on with a ledger that knows less than the coordinator: a restored backup.
+        """Refuse to go on with a ledger that knows less than the coordinator: a restored backup, or one of two copies.
 
         Raises:
             Refused: it has fewer charges than `seen`.
         """
         if (counter := self.counter) < seen:
             raise Refused(
-                f"this node's ledger has {counter} charges and has had {seen}: it was restored from a backup; its "
-                f"owner goes on with `fedsim deploy ledger DIR --catch-up {seen}`"
+                f"this node's ledger has {counter} charges and has had {seen}: it was restored from a backup, or "
+                "another node works with a copy of its key. Its owner goes on with `fedsim deploy ledger DIR "
+                f"--catch-up {seen}`, and where there is a copy first with `fedsim deploy rotate --node DIR`"
             )
 
     def charge(
@@ -155,23 +157,26 @@ class Ledger:
             alone = [_epsilon(self._charges(row[0]), delta) for row in rows]
         return [RunSpent._make((*row, spent)) for row, spent in zip(rows, alone, strict=True)]
 
-    def catch_up(self, counter: int, delta: float) -> int:
+    def catch_up(self, counter: int, delta: float, at_least: float = 0.0) -> int:
         """Charge for participations that a restored backup does not know, each what the costliest known one cost.
 
         Args:
             counter: charges that the coordinator has seen.
             delta: at which charges are compared.
+            at_least: epsilon of all together, which the owner's log tells of; more is charged until it is reached.
 
         Returns:
             How many were charged.
 
         Raises:
-            DeployError: the ledger knows no charge to go by, or as many already.
+            DeployError: the ledger knows no charge to go by, or as many already, or lacks more than a node ever has.
         """
         with self._transaction():
             missing = counter - self.counter
-            if missing <= 0:
+            if missing <= 0 and self.spent(delta) >= at_least:
                 raise DeployError(f"{self._file} has {self.counter} charges already; there is nothing to catch up with")
+            if missing > _MOST_MISSING:
+                raise DeployError(f"{missing:,} charges cannot be missing; ask the coordinator how it counts them")
             query = "SELECT DISTINCT level, noise, rate, steps, relation, sampling FROM charges"
             known = self._database.execute(query).fetchall()
             if not known:
@@ -180,9 +185,11 @@ class Ledger:
                 )
             priced = {(row[0], Charge(*row[1:])) for row in known}
             level, costliest = max(priced, key=lambda each: (epsilon(each[1], delta, "rdp"), each))
-            for _ in range(missing):
+            charged = 0
+            while charged < missing or (self.spent(delta) < at_least and charged < _MOST_MISSING):
                 self._insert(CAUGHT_UP, 0, "", costliest, level)
-        return missing
+                charged += 1
+        return charged
 
     def _begin(self) -> None:
         with self._transaction():

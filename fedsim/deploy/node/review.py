@@ -17,6 +17,8 @@ from fedsim.deploy.assignment import Assignment
 from fedsim.deploy.node.folder import NodeFolder
 from fedsim.deploy.node.log import Log
 from fedsim.errors import DeployError, Refused
+from fedsim.scenario import Scenario
+from fedsim.scenario_files import named_files
 
 MOST_PENDING = 20
 """Assignments that wait; a coordinator that sends more fills no disk."""
@@ -69,6 +71,21 @@ def pending(folder: NodeFolder) -> list[Waiting]:
 def decided(folder: NodeFolder) -> list[Waiting]:
     """Own code that the owner approved, by when."""
     return _all(folder.approved)
+
+
+def unread(folder: NodeFolder, scenario: Scenario) -> list[str]:
+    """Files of own code that would read the owner's rows for a scenario, and that the owner has not approved.
+
+    Raises:
+        DeployError: one is not there.
+    """
+    known = {text for code in decided(folder) for text in code.sources.values()}
+    named = named_files({"data": scenario.data.model_dump(exclude_none=True)})
+    files = {value.partition(":")[0] for key, value in named if not key.endswith("path")}
+    try:
+        return [name for name in sorted(files) if _decoded(scenario.folder / name) not in known]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeployError(f"own code of the scenario cannot be read: {error}") from error
 
 
 def approve(folder: NodeFolder, digest: str) -> Waiting:
@@ -177,10 +194,14 @@ def _read(place: Path) -> Waiting:
     """Own code as it lies in a folder; without sources where it is damaged."""
     try:
         about: dict[str, Any] = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
-        texts = {name: (place / _FILES / name).read_bytes().decode("utf-8", "surrogatepass") for name in about["names"]}
+        texts = {name: _decoded(place / _FILES / name) for name in about["names"]}
         return Waiting(place.name, str(about["title"]), str(about["when"]), texts)
     except (OSError, ValueError, KeyError, TypeError):
         return Waiting(place.name, "damaged", "", {})
+
+
+def _decoded(file: Path) -> str:
+    return file.read_bytes().decode("utf-8", "surrogatepass")
 
 
 def _all(place: Path) -> list[Waiting]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from fedsim.algorithm import Algorithm
 from fedsim.cohorts import expected_size
 from fedsim.deploy.node.folder import reason
 from fedsim.errors import DeployError, Refused
@@ -50,6 +51,11 @@ smallest_cohort = 2
 # Whether losses and metrics of your rows may leave where no privacy is promised.
 metrics = true
 
+# Whether counts of your rows may leave. If false, a run is told only that there are some: then no strategy weighs nodes
+# by their rows, no run promises privacy.example, whose epsilon follows from counts, and metrics and statistics, which
+# hold counts, must be false too.
+counts = true
+
 # Whether sums over columns may leave for `fedsim deploy statistics`, which no epsilon covers; and the fewest rows or
 # rows of one category of which a sum or a count is told.
 statistics = false
@@ -73,6 +79,7 @@ class Rules(Table):
     days: list[Day] = Field(list(_DAYS), description="on which these hours begin")
     smallest_cohort: int = Field(2, ge=1, description="nodes whose updates are combined in a round")
     metrics: bool = Field(True, description="whether losses and metrics may leave where no privacy is promised")
+    counts: bool = Field(True, description="whether counts of rows may leave")
     statistics: bool = Field(False, description="whether sums over columns may leave")
     smallest_count: int = Field(10, ge=1, description="rows of which such a sum or count is told")
     largest_reply: Annotated[int, Field(ge=1)] = Field(1_000_000_000, description="bytes of a reply")
@@ -90,6 +97,8 @@ class Rules(Table):
         for name in self.strategies if isinstance(self.strategies, list) else ():
             if ":" not in name and _plain(name) not in known:
                 raise ValueError(f"strategies: there is no {name!r}.{nearest(name, known)}")
+        if not self.counts and (telling := [name for name in ("metrics", "statistics") if getattr(self, name)]):
+            raise ValueError(f"counts = false needs {telling[0]} = false, since {telling[0]} hold counts of rows")
         return self
 
 
@@ -136,6 +145,23 @@ def check(rules: Rules, scenario: Scenario, plan: Plan | None, clients: int, now
     size = expected_size(scenario.cohort.rule, clients)
     if size < rules.smallest_cohort:
         raise _refused("smallest_cohort", f"asks for {rules.smallest_cohort} nodes a round, and the run has {size:g}")
+
+
+def check_counts(scenario: Scenario, algorithm: Algorithm) -> None:
+    """Make sure that a run can do without counts of rows, where the owner lets none leave.
+
+    Raises:
+        Refused: it cannot.
+    """
+    why = None
+    if scenario.privacy.level == "example":
+        why = "the epsilon of privacy.example follows from them"
+    elif algorithm.weights == "examples" or algorithm.flower is not None:
+        why = f"strategy {algorithm.name!r} weighs nodes by their rows (strategy.weights = 'uniform' does not)"
+    elif algorithm.scalars:
+        why = f"strategy {algorithm.name!r} needs each node's {', '.join(algorithm.scalars)}, which can tell them"
+    if why is not None:
+        raise _refused("counts", f"lets no counts of rows leave, and {why}")
 
 
 def check_reply(rules: Rules, size: int) -> None:

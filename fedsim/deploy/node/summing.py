@@ -87,13 +87,13 @@ def summarised(scenario: Scenario) -> dict[str, Column]:
 
 
 def train_rows(data: Path, scenario: Scenario, columns: Columns) -> np.ndarray:
-    """[n, C] raw values of the train rows, split as a run of the scenario would split them."""
+    """[n, C] raw values of the train rows, split as in every run at this node."""
     alone = of_one(data, scenario)
     settings, shares = alone.data.settings, alone.data.split
     folders = Folders.of(None, scenario.folder)
     corpus = csv(folders, **settings)
     whole = [np.arange(len(corpus))]
-    parts = split.clients(corpus, whole, ["rows"], scenario.seed, (shares.train, shares.validation, shares.test))
+    parts = split.clients(corpus, whole, ["rows"], alone.seed, (shares.train, shares.validation, shares.test))
     schema = columns_of(settings["schema"])
     table = kept(named(read(data.resolve(), settings.get("delimiter", ",")), schema), schema)
     raw: np.ndarray = values(table, columns)[parts[0]["train"]]
@@ -101,9 +101,9 @@ def train_rows(data: Path, scenario: Scenario, columns: Columns) -> np.ndarray:
 
 
 def _numbers(columns: Columns, rows: np.ndarray, fewest: int) -> dict[str, int | float]:
-    """Count, mean and variance of each number; zeros where there are too few.
+    """Count, mean and variance of each number; zeros where too few rows have it.
 
-    A few missing values would be told by the count, so that it is then the number of rows.
+    Where a few rows lack it, too: of whole numbers the mean alone tells how many there are.
     """
     counts, means, variances = preprocess.moments(columns, [rows])
     found: dict[str, int | float] = {}
@@ -111,10 +111,8 @@ def _numbers(columns: Columns, rows: np.ndarray, fewest: int) -> dict[str, int |
         if column.kind != "number":
             continue
         there, mean, variance = int(counts[place]), float(means[place]), float(variances[place])
-        if there < fewest:
+        if there < fewest or 0 < len(rows) - there < fewest:
             there, mean, variance = 0, 0.0, 0.0
-        elif len(rows) - there < fewest:
-            there = len(rows)
         found |= {f"number/{name}/count": there, f"number/{name}/mean": mean, f"number/{name}/variance": variance}
     return found
 
@@ -144,7 +142,6 @@ def _digest(scenario: Scenario, fewest: int) -> str:
     asked: dict[str, Any] = {
         "data": {key: value for key, value in scenario.data.settings.items() if key != "path"},
         "split": scenario.data.split.model_dump(),
-        "seed": scenario.seed,
         "fewest": fewest,
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

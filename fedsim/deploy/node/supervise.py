@@ -22,6 +22,8 @@ from fedsim.deploy.keys import read_key
 from fedsim.deploy.node.connection import Presence, Watch, ended
 from fedsim.deploy.node.folder import NodeFolder
 from fedsim.deploy.node.hands import Ending, Worker, attend
+from fedsim.deploy.node.review import visible
+from fedsim.deploy.node.rules import read as read_rules
 from fedsim.deploy.site import flower_environment
 from fedsim.errors import DeployError
 from fedsim.signals import signals_to
@@ -68,6 +70,7 @@ def check(home: NodeFolder, data: Path) -> None:
     """
     if home.withdrawn:
         raise DeployError(f"{home.folder}: its owner has withdrawn (fedsim deploy leave); join again to take part")
+    home.require_whole(read_rules(home.rules_file).delta)
     read_key(home.key)
     if not home.certificate.is_file():
         raise DeployError(f"{home.certificate} is missing; take part again with `fedsim deploy join`")
@@ -87,6 +90,7 @@ class _Node:
         self._secret = os.urandom(32)
         self._worker_ends, self._supernode_ends = Restarts(5, 600.0), Restarts(8, 120.0)
         self._presence, self._connected = Presence(home), False
+        self._started_with = ""  # fingerprint of the SuperNode's key
         self._runtime: Runtime | None = None
         self._supernode: Child | None = None
         self._worker: Worker | None = None
@@ -96,6 +100,9 @@ class _Node:
         try:
             self._worker = self._started_worker()
             self._tell(f"{self._home.name}: ready, data are {self._data}")
+            unbounded = [level for level in read_rules(self._home.rules_file).levels if level in ("none", "client")]
+            if unbounded:
+                self._tell(f"rules.toml allows level {' and '.join(unbounded)}, which largest_epsilon does not bound")
             watch = Watch(self._home, self._tell, self._ending)
             watch.first()
             self._start_supernode()
@@ -134,6 +141,7 @@ class _Node:
         address, home = f"127.0.0.1:{_free_port()}", self._home
         secret = home.folder / "secret"
         private_files.replace(secret, self._secret)
+        self._started_with = read_key(home.key).fingerprint
         command = ["flower-supernode", "--superlink", f"{home.host}:{home.port}"]
         command += ["--root-certificates", str(home.certificate), "--auth-supernode-private-key", str(home.key)]
         command += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
@@ -172,7 +180,9 @@ class _Node:
         self._supernode.stop()
         pause = self._supernode_ends.ended()
         reason = (
-            "the SuperNode has lost its connection" if alive else ended(self._supernode, self._home, self._presence)
+            "the SuperNode has lost its connection"
+            if alive
+            else ended(self._supernode, self._home, self._presence, self._started_with)
         )
         if pause is None:
             raise DeployError(f"the SuperNode ended too often: {reason}")
@@ -205,5 +215,5 @@ def _free_port() -> int:
 
 
 def _print(line: str) -> None:
-    with suppress(BrokenPipeError):
-        print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+    with suppress(BrokenPipeError):  # what a coordinator sends is quoted: no sign of it moves others
+        print(f"{time.strftime('%H:%M:%S')} {visible(line)}", flush=True)

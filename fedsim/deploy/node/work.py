@@ -5,6 +5,7 @@ draws, its plan) is what a simulation's is.
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedsim.scenario_files import named_files
 
 _OF_DATA = ("data.name", "data.path")
 """Keys whose files a node does not need where its rows are ready."""
+_HUB = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 
 
 class Place(NamedTuple):
@@ -85,7 +87,7 @@ class Bench:
 
     def _stamp(self) -> object:
         """What changes when the owner puts other rows there."""
-        with_rows = self.data / "rows.npz" if self.data.is_dir() else self.data
+        with_rows = self.data / "rows.npz" if self.ready_made else self.data
         try:
             found = with_rows.stat()
         except OSError:
@@ -108,7 +110,8 @@ def scenario_of(assignment: Assignment, folder: Path, *, ready_made: bool) -> Sc
         ready_made: whether the node's rows are, so that their source is not needed.
 
     Raises:
-        Refused: it is no scenario, has what belongs to simulations, or names a file that is none of its sources.
+        Refused: it is no scenario, has what belongs to simulations, or names a file that is none of its sources, or a
+            folder of this machine.
     """
     try:
         content = tomllib.loads(assignment.scenario)
@@ -122,7 +125,18 @@ def scenario_of(assignment: Assignment, folder: Path, *, ready_made: bool) -> Sc
             continue
         if key != "data.path" and (file := value.partition(":")[0]) not in assignment.sources:
             raise Refused(f"its {key} names {file}, which is none of its sources")
+    if not of_the_hub(scenario.model.settings.get("pretrained"), folder):
+        raise Refused("its model.pretrained is no name of a model of the hub, and folders of a node are nobody else's")
     return scenario
+
+
+def of_the_hub(pretrained: object, folder: Path) -> bool:
+    """Whether what a scenario has as `model.pretrained`, if it is a name, is one of the hub's and of nothing here."""
+    if not isinstance(pretrained, str):
+        return True
+    if _HUB.fullmatch(pretrained) is None:
+        return False
+    return not any((place / pretrained).exists() for place in (folder, Path()))
 
 
 def level_of(scenario: Scenario) -> str:
