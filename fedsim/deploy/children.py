@@ -14,6 +14,7 @@ from fedsim.errors import DeployError
 _PR_SET_PDEATHSIG = 1
 _TAIL = 64_000  # bytes of a log that are looked through for its last lines
 _LARGEST_LOG = 16_000_000
+_GLANCE = 0.02  # seconds between two looks
 
 
 class Child:
@@ -67,14 +68,17 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative for the signal that ended it."""
+        """None while it runs; negative for the signal that ended it. Whatever it had started ends with it."""
+        if self._process.returncode is None and self._over():
+            self._signal(signal.SIGKILL)  # before it is reaped: until then nobody else can have its number
         return self._process.poll()
 
     def wait(self, seconds: float) -> int | None:
         """The exit code, waited for so long at most."""
-        with suppress(subprocess.TimeoutExpired):
-            return self._process.wait(seconds)
-        return None
+        until = time.monotonic() + seconds
+        while (code := self.exit_code) is None and time.monotonic() < until:
+            time.sleep(_GLANCE)
+        return code
 
     def output(self) -> str:
         """What this program has written so far, its last 64 kB."""
@@ -100,12 +104,15 @@ class Child:
 
     def stop(self, seconds: float = 10.0) -> None:
         """End it and whatever it has started: SIGTERM, and SIGKILL after so many seconds."""
-        if self._process.poll() is None:
+        if self.exit_code is None:
             self._signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(seconds)
-        self._signal(signal.SIGKILL)  # the group's others, too
-        self._process.wait()
+            if self.wait(seconds) is None:
+                self._signal(signal.SIGKILL)
+                self._process.wait()
+
+    def _over(self) -> bool:
+        """Whether it has ended; it keeps its number until it is reaped."""
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):

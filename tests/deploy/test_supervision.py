@@ -1,14 +1,18 @@
 """A program that ends is started again, with growing pauses and not for ever; Flower's names that we lean on."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 from flwr.common.constant import HEARTBEAT_PATIENCE
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
 from fedsim.deploy import _control
+from fedsim.deploy.children import Child
 
 PROGRAM = """
 import sys, time
@@ -68,3 +72,29 @@ def test_flowers_names_are_what_they_were() -> None:
     assert _control.HEARTBEATS == HEARTBEAT_PATIENCE
     for method, (question, _) in _control.MESSAGES.items():
         assert PROTOBUF_REQUEST_TYPES["POST", _control.path(method)] is question
+
+
+def test_what_a_program_has_started_ends_with_it_and_nobody_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is reaped its number may be anybody's, so nothing is sent to it any more."""
+    script = f"sleep 60 & echo $! > {tmp_path / 'other'}; exec sleep 0.2"
+    child = Child("it", ["sh", "-c", script], {"PATH": os.environ["PATH"]}, tmp_path / "it.log")
+    assert child.wait(10) == 0
+    other = int((tmp_path / "other").read_text())
+    until = time.monotonic() + 10
+    while ended(other) is False and time.monotonic() < until:
+        time.sleep(0.02)
+    assert ended(other)
+    sent: list[int] = []
+    monkeypatch.setattr(child, "_signal", sent.append)
+    child.stop()
+    assert sent == []
+
+
+def ended(process: int) -> bool:
+    """Whether a process is gone, or only waits to be reaped by whoever adopted it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
