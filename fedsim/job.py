@@ -185,10 +185,18 @@ def prepare_on(
     model: ModelSource | None = None,
     data: DataSource | None = None,
     own: Own = NOTHING,
+    *,
+    draws_cohorts: bool = True,
 ) -> Job:
-    """`prepare` with data that are loaded and split already, as `federate` gives them."""
+    """`prepare` with data that are loaded and split already, as `federate` gives them.
+
+    A node has one client's rows and draws no cohorts: it cannot tell whether they are large enough for a strategy.
+    """
     with named(scenario.origin):
-        return _prepared(federation, scenario, model, data, own_of(scenario, own))
+        job = _prepared(federation, scenario, model, data, own_of(scenario, own))
+        if draws_cohorts:
+            check_driven(job.build_algorithm(), scenario, int((job.federation.train_rows > 0).sum()))
+        return job
 
 
 def with_secret_coins(job: Job) -> Job:
@@ -231,7 +239,6 @@ def _prepared(
     check_model(model_name(source), module, problem, *_with_largest_token(federation))
     lengths = check_own(problem, own, module, *_some_rows(federation)) if isinstance(problem, OwnProblem) else {}
     check_algorithm(algorithm, scenario, module, layout_of(module), federation.clients)
-    check_driven(algorithm, scenario, int((federation.train_rows > 0).sum()))
     privacy = plan_of(scenario, federation, algorithm)
     named_data = scenario.data.name if data is None else _named(data)
     if privacy is not None and federation.preprocessing.get("fitted_on_rows"):

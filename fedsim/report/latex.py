@@ -28,7 +28,7 @@ _MEANT = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': "''",
+    '"': "{}''",  # apart from an apostrophe before it
     "[": "{[}",  # behind \\ a bracket would be a length
     "]": "{]}",
     "*": "{*}",  # behind \\ a star would be its own

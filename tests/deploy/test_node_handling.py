@@ -90,6 +90,15 @@ def test_a_node_answers_as_its_client_in_the_simulation_does(name: str, tmp_path
         simulated.strategy.aggregate_train(round, replies)
 
 
+def test_a_node_of_a_flower_strategy_sees_one_client_and_trains(tmp_path: Path) -> None:
+    """Flower's FedAdam wants two clients, and only the server knows how many there are."""
+    job = small.job({"strategy.name": "flower:FedAdam"})
+    played, work = Played(job, tmp_path), Work(job)
+    reply = played.ask(played.train(work, reply="model"))
+    assert not reply.has_error(), reply.error
+    assert metrics(reply)["num-examples"] == job.federation.train_rows[NUMBER]
+
+
 def test_a_description_is_of_the_rows(played: Played) -> None:
     """Counts, shapes and types are the rows' own, and nothing in it is a value of a row."""
     message = played.told(Message(RecordDict({"config": ConfigRecord({})}), NUMBER + 2, "query.describe"))

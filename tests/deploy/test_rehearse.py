@@ -45,7 +45,7 @@ def test_the_command_compares_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("strategy", ["scaffold", "fedbn", "krum", "flower:FedAdam"])
 def test_strategies_come_to_the_same(strategy: str, tmp_path: Path) -> None:
     """States and personal parts stay on the nodes, and single updates are combined as a simulation does."""
-    changes = {"rounds": 3, "strategy.name": strategy, "model": {"name": "cnn", "preset": "small"}}
+    changes = {"rounds": 3, "strategy.name": strategy, "model": {"name": "cnn", "preset": "small", "norm": "batch"}}
     found = rehearse(small.scenario(changes), 5, progress=Silent(), out=tmp_path / "out")
     assert found.same and found.comparable
 

@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedsim.comparison.findings import Asked as Comparing
@@ -77,6 +77,7 @@ def test_any_text_is_set_as_it_reads(text: str) -> None:
 
 
 @given(st.lists(st.lists(st.text(max_size=8), min_size=3, max_size=3), min_size=1, max_size=4))
+@example([["", "\"'", "'\""]])
 def test_a_table_has_its_cells_in_their_places(rows: list[list[str]]) -> None:
     source = latex(
         Tabular([Column("a", "l"), Column("b"), Column("100 %")], [rows, [["x", "y", "z"]]], "It & that", "tab:x")

@@ -97,7 +97,7 @@ class Bench:
 
 def job_of(scenario: Scenario, holding: Holding, place: Place, *, seeded_coins: bool = False) -> Job:
     """The scenario's job on one client's rows."""
-    job = prepare_on(federation_of(holding, place.number, place.clients), scenario)
+    job = prepare_on(federation_of(holding, place.number, place.clients), scenario, draws_cohorts=False)
     return job if seeded_coins else with_secret_coins(job)
 
 
