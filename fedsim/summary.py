@@ -231,7 +231,7 @@ def closing_block(values: Mapping[str, Any], which: str, between: Sequence[str] 
     return [
         f"done in {values['seconds']:.0f} s · {values['rounds']} rounds · {values['seconds_per_round']:.2f} s/round",
         *([f"ended early: {values['stop']['reason']}"] if values["stop"] is not None else []),
-        f"{name}: not measured" if math.isnan(value) else f"{name} ({which}): {value:.4f}",
+        f"{name} ({which}): {'not measured' if math.isnan(value) else f'{value:.4f}'}",
         *between,
         f"fingerprint {values['fingerprint']}",
         f"{short_path(Path(values['folder']))}/   run.db   model/",
