@@ -7,13 +7,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-MISSING = (
-    "network namespaces need root"
-    if os.geteuid() != 0
-    else "network namespaces need the command ip"
-    if shutil.which("ip") is None
-    else ""
-)
+
+def _missing() -> str:
+    """Why this machine cannot have such a network; empty where it can."""
+    if shutil.which("ip") is None or shutil.which("curl") is None:
+        return "network namespaces and strangers in them need the commands ip and curl"
+    name = f"fst{os.getpid() % 10_000}"
+    made = subprocess.run(["ip", "netns", "add", name], check=False, capture_output=True)
+    tried = subprocess.run(["ip", "-n", name, "link", "add", "hub", "type", "bridge"], check=False, capture_output=True)
+    subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+    return "network namespaces cannot be made here; they need root" if made.returncode or tried.returncode else ""
+
+
+MISSING = _missing()
 """Why this machine cannot have such a network; empty where it can."""
 
 

@@ -22,8 +22,9 @@ from fedsim.rounds import run
 from fedsim.scenario import Scenario
 from fedsim.stored import open_run
 from tests import small
+from tests.deploy import served
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.skipif(bool(served.MISSING), reason=served.MISSING)]
 NODES, ROUNDS = 3, 4
 PRIVATE = {
     "rounds": ROUNDS,

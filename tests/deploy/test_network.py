@@ -19,11 +19,11 @@ from fedsim.deploy.site import flower_environment
 from fedsim.federating import federate
 from fedsim.rounds import run
 from fedsim.scenario import load
-from tests.deploy import network
+from tests.deploy import network, served
 from tests.deploy.network import Network
 
 pytestmark = [
-    pytest.mark.skipif(bool(network.MISSING), reason=network.MISSING or "it can"),
+    pytest.mark.skipif(bool(network.MISSING or served.MISSING), reason=network.MISSING or served.MISSING),
     pytest.mark.timeout(400),
 ]
 Done = subprocess.CompletedProcess[str]

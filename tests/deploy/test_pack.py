@@ -17,7 +17,9 @@ from packaging.utils import canonicalize_name
 from fedsim.deploy import pack
 from fedsim.errors import DeployError
 
-WITHOUT_NETWORK = ["unshare", "--net"] if os.geteuid() == 0 and shutil.which("unshare") else []
+UNSHARE = ["unshare", "--net"]
+ABLE = shutil.which(UNSHARE[0]) and not subprocess.run([*UNSHARE, "true"], check=False, capture_output=True).returncode
+WITHOUT_NETWORK = UNSHARE if ABLE else []
 
 
 @pytest.fixture(scope="module")
