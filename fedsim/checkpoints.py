@@ -4,7 +4,6 @@ A checkpoint is all that the next round depends on, in one safetensors file: not
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim.errors import RunFolderError
+from fedsim.machine import sync
 from fedsim.parameters import Layout, Slot, Weights, views
 
 UNFINISHED = ".tmp"
@@ -205,12 +205,3 @@ def _in_place_of(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
         raise
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -73,7 +73,30 @@ class _Pushed(NamedTuple):
     begun: Begun
 
 
-class NumberedGrid(Grid, ABC):
+class RunGrid(Grid, ABC):
+    """What Flower's abstract Grid wants besides sending messages: a run, and a way to make them."""
+
+    def __init__(self, run: Run | None = None) -> None:
+        """In a run that Flower knows, or in one of our own."""
+        self._run = begin_run() if run is None else run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to a node; Flower deprecates this in favour of `Message(...)`."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def set_run(self, run: Run) -> None:
+        """Take over Flower's description of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._run
+
+
+class NumberedGrid(RunGrid):
     """A grid whose nodes are the clients of a federation, by number: those of a simulation, or deployed ones.
 
     Messages with the same chunk number in their config, one after another, go to one worker together; a
@@ -89,11 +112,11 @@ class NumberedGrid(Grid, ABC):
 
     def __init__(self, population: int, states: ClientStates | None = None, run: Run | None = None) -> None:
         """Of so many clients, in a run that Flower knows, or in one of our own."""
+        super().__init__(run)
         self.population = population
         self.states = states if states is not None else ClientStates(population)
         self._pushed: dict[str, _Pushed] = {}
         self._replies: dict[str, Message] = {}
-        self._run = begin_run() if run is None else run
 
     @abstractmethod
     def begin(self, chunks: Sequence[Chunk]) -> Begun:
@@ -152,21 +175,6 @@ class NumberedGrid(Grid, ABC):
     def get_node_ids(self) -> list[int]:
         """Node ids of all clients, in order."""
         return list(range(FIRST_NODE, self.population + FIRST_NODE))
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A message to a client; Flower deprecates this in favour of `Message(...)`."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def set_run(self, run: Run) -> None:
-        """Take over Flower's description of the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """Flower's description of the run."""
-        return self._run
 
 
 class Selected(Grid):

@@ -1,4 +1,4 @@
-"""What this machine lets a process use: cores, memory, shared memory.
+"""What this machine lets a process use: cores, memory, shared memory; and what is on its disk.
 
 Inside a container the limits are those of its control groups (version 2), not the host's.
 """
@@ -87,3 +87,12 @@ def _control_group_values(file: str, system: Path) -> Iterator[str]:
         for group in (root / path, *(root / parent for parent in Path(path).parents)):
             if (group / file).is_file():
                 yield (group / file).read_text().strip()
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -26,6 +26,7 @@ from fedsim.data.corpus import BYTES
 from fedsim.errors import ModelError, RunFolderError, one_line
 from fedsim.extras import needed
 from fedsim.handover import CARD, SOURCES, WEIGHTS, Handed, opened
+from fedsim.machine import sync
 from fedsim.raw_rows import Preprocessing
 from fedsim.records import to_json
 
@@ -262,7 +263,7 @@ def _write(out: Path, contents: Mapping[str, bytes]) -> None:
             (unfinished / name).parent.mkdir(exist_ok=True)
             checkpoints.write(unfinished / name, content)
         unfinished.rename(out)
-        checkpoints.sync(unfinished.parent)
+        sync(unfinished.parent)
     except OSError as error:
         reason = error.strerror or error
         raise RunFolderError(f"{out} cannot be written: {reason}; choose another with --out") from error

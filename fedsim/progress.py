@@ -67,13 +67,7 @@ class Lines:
     def begin(self, title: str, facts: Sequence[str], notes: Sequence[str], rounds: int) -> None:
         """Print the heading, wrapped at facts, and the notes."""
         self._rounds, self._seconds, self._lines, self._columns = rounds, 0.0, 0, ()
-        lines = [title]
-        for fact in facts:
-            if len(lines[-1]) + len(fact) + 3 > WIDTH:
-                lines.append(f"  {fact}")
-            else:
-                lines[-1] += f" · {fact}"
-        self._print(*lines)
+        self._print(*heading_lines(title, facts))
         for note in notes:
             self.note(note)
 
@@ -118,6 +112,17 @@ def wrapped(text: str, indent: int = 0) -> list[str]:
     """A text as lines of at most 80 columns; those after the first are indented by two more."""
     first, others = " " * indent, " " * (indent + 2)
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
+
+
+def heading_lines(title: str, facts: Sequence[str]) -> list[str]:
+    """A title and facts in lines of at most 80 columns, broken between facts."""
+    lines = [title]
+    for fact in facts:
+        if len(lines[-1]) + len(fact) + 3 > WIDTH:
+            lines.append(f"  {fact}")
+        else:
+            lines[-1] += f" · {fact}"
+    return lines
 
 
 def short_path(path: Path) -> Path:

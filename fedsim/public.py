@@ -17,6 +17,7 @@ import tomli_w
 
 from fedsim import checkpoints
 from fedsim.errors import RunFolderError, one_line
+from fedsim.machine import sync
 from fedsim.privacy.accountant import rounded_up
 from fedsim.progress import WIDTH, wrapped
 from fedsim.records import SCHEMA_VERSION, being_written, to_json
@@ -281,7 +282,7 @@ def _write(out: Path, contents: Mapping[str, bytes]) -> None:
             for name, content in contents.items():
                 checkpoints.write(unfinished / name, content)
             unfinished.rename(out)
-            checkpoints.sync(unfinished.parent)
+            sync(unfinished.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from fedsim import checkpoints, records
 from fedsim.checkpoints import Snapshot
 from fedsim.errors import RunFolderError
+from fedsim.machine import sync
 from fedsim.origins import Origin, contents
 from fedsim.parameters import Layout, Weights, fingerprint
 from fedsim.reading import Records, RoundRow
@@ -388,7 +389,7 @@ def new_folder(path: Path | None, slug: str, fill: Callable[[Path], None]) -> Pa
             unfinished.mkdir(parents=True)
             fill(unfinished)
             unfinished.rename(path)
-            checkpoints.sync(path.parent)
+            sync(path.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return path

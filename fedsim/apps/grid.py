@@ -7,13 +7,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from fedsim.errors import FedsimError
-from fedsim.grid import DROPPED_OUT, FIRST_NODE, Begin, Begun, Chunk, begin_run, client_number, failure, stamp
+from fedsim.grid import DROPPED_OUT, FIRST_NODE, Begin, Begun, Chunk, RunGrid, client_number, failure, stamp
 from fedsim.states import State
 
 PATIENCE_SECONDS, PATIENCE_CALLS = 8.0, 8
@@ -48,7 +47,7 @@ class _Sent(NamedTuple):
     since: float
 
 
-class AppGrid(Grid):
+class AppGrid(RunGrid):
     """A grid of nodes that keep contexts, for any number of threads; node ids are the client numbers + 2.
 
     A node has one message at a time: one that is pushed while it works on another waits for that one's reply, so that
@@ -63,6 +62,7 @@ class AppGrid(Grid):
             begin: of the engine.
             sent: is told of messages before they go out.
         """
+        super().__init__()
         self._nodes, self._begin, self._told = nodes, begin, sent
         self.received: Callable[[Batch], None] = lambda batch: None
         self._contexts: dict[int, State] = {}
@@ -70,7 +70,6 @@ class AppGrid(Grid):
         self._batches, self._waiting, self._replies = 0, dict[str, _Sent](), dict[str, Message]()
         self._lock = threading.RLock()
         self._asked: list[float] = []
-        self._run = begin_run()
 
     def get_node_ids(self) -> list[int]:
         """All nodes, in order.
@@ -113,21 +112,6 @@ class AppGrid(Grid):
                 message.metadata.ttl = min(message.metadata.ttl, timeout)
         with self._lock:
             return self.pull_messages(self.push_messages(sent))
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A message to a node; Flower deprecates this in favour of `Message(...)`."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def set_run(self, run: Any) -> None:
-        """Take over Flower's description of the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        """Flower's description of the run."""
-        return self._run
 
     def close(self) -> None:
         """Have nobody answer what was pushed and not pulled."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from fedsim.apps.grid import Batch
-from fedsim.progress import WIDTH, shortened, wrapped
+from fedsim.progress import WIDTH, heading_lines, shortened, wrapped
 
 _HEAD = f"{'batch':>6}  {'messages':<16}{'replies':>8}{'failed':>8}{'seconds':>9}  means of what clients report"
 
@@ -21,13 +21,7 @@ class Lines:
 
     def begin(self, facts: Sequence[str]) -> None:
         """A run starts."""
-        lines = [facts[0]]
-        for fact in facts[1:]:
-            if len(lines[-1]) + len(fact) + 3 > WIDTH:
-                lines.append(f"  {fact}")
-            else:
-                lines[-1] += f" · {fact}"
-        self._print(*lines)
+        self._print(*heading_lines(facts[0], facts[1:]))
 
     def note(self, text: str) -> None:
         """Something that the user should know."""

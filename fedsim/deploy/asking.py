@@ -1,7 +1,5 @@
 """The coordinator's half of `fedsim deploy statistics`: has the nodes of a site asked, and takes what they come to."""
 
-import os
-
 from fedsim.deploy.following import Ticket
 from fedsim.deploy.node.summing import summarised
 from fedsim.deploy.running import submit
@@ -34,14 +32,5 @@ def ask(
     except Refused as error:
         raise ScenarioError(f"{scenario.origin}: {error}") from error
     asked, _ = deployable(scenario.changed({"data.preprocess": {"kind": "constants"}}))
-    ticket = Ticket(
-        purpose="statistics",
-        run=os.urandom(8).hex(),
-        scenario=asked.scenario,
-        sources=dict(asked.sources),
-        origin=scenario.origin,
-        nodes=nodes,
-        wait=wait,
-        more={"least": least},
-    )
+    ticket = Ticket.new("statistics", asked, origin=scenario.origin, nodes=nodes, wait=wait, more={"least": least})
     return Summary.model_validate(submit(site, ticket, progress))

@@ -25,6 +25,9 @@ Status = Literal["done", "stopped", "interrupted", "failed"]
 """How the server's half of a run ended."""
 
 
+Purpose = Literal["run", "describe", "statistics"]
+
+
 class Ticket(BaseModel):
     """What the server's half of a run is asked for.
 
@@ -46,7 +49,7 @@ class Ticket(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    purpose: Literal["run", "describe", "statistics"]
+    purpose: Purpose
     run: str = Field(pattern=r"^[0-9a-f]{16}$")
     scenario: str
     sources: dict[str, str] = {}
@@ -59,6 +62,12 @@ class Ticket(BaseModel):
     central: Path | None = None
     seeded_coins: bool = False
     more: dict[str, Any] = {}
+
+    @classmethod
+    def new(cls, purpose: Purpose, asked: Assignment, **more: Any) -> Self:
+        """The first ticket of a run, whose id it draws."""
+        told = {"scenario": asked.scenario, "sources": dict(asked.sources)}
+        return cls(purpose=purpose, run=os.urandom(8).hex(), **told, **more)
 
     @property
     def assignment(self) -> Assignment:

@@ -193,11 +193,9 @@ def described(wheel: Path) -> Packed:
     name, version, _, _ = parse_wheel_filename(wheel.name)
     with zipfile.ZipFile(wheel) as archive:
         headers = HeaderParser().parsestr(archive.read(_metadata(archive)).decode("utf-8", "replace"))
-    digest = hashlib.sha256()
     with wheel.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return Packed(name, str(version), wheel.name, wheel.stat().st_size, digest.hexdigest(), licence(headers.items()))
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Packed(name, str(version), wheel.name, wheel.stat().st_size, digest, licence(headers.items()))
 
 
 def licence(headers: Iterable[tuple[str, str]]) -> str:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedsim.errors import DeployError
+from fedsim.machine import sync
 
 
 def create(path: Path, content: bytes) -> None:
@@ -49,7 +50,7 @@ def replace(path: Path, content: bytes) -> None:
     create(new, content)
     try:
         new.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         new.unlink(missing_ok=True)
         raise DeployError(f"{path} cannot be written: {error.strerror}") from error
@@ -89,15 +90,6 @@ def check(path: Path) -> None:
         )
 
 
-def sync_folder(path: Path) -> None:
-    """Make names that were written in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Build a folder beside its place, of mode 700; it comes there when all of it is written, or not at all.
@@ -119,9 +111,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise DeployError(f"{path} cannot be made: {path.parent}: {error.strerror}") from error
     try:
         yield built
-        sync_folder(built)
+        sync(built)
         built.rename(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise DeployError(f"{path} cannot be made: {error.strerror}") from error
     finally:

@@ -10,7 +10,6 @@ simulation. Keys and copies of rows go when it has ended well.
 import shutil
 import time
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from fedsim.federating import federate
 from fedsim.job import prepare_on
 from fedsim.progress import Progress
 from fedsim.rounds import run as simulate
+from fedsim.runs import default_path
 from fedsim.scenario import Scenario
 from fedsim.stopping import Watch
 
@@ -85,7 +85,7 @@ def rehearse(
         scenario: what is to be deployed.
         nodes: their number, and that of the simulation's clients.
         progress: is told what goes on.
-        out: a new folder for all; runs/<time>-<scenario>-rehearsal by default.
+        out: a new folder for all; runs/<time>-<scenario>-rehearsal-<id> by default.
         data_dir: where data sets are looked for first.
         rules: a rules.toml that all nodes get; by default they allow everything.
         seeded_coins: noise and batches of a promise of privacy come from the scenario's seed in both runs, instead of
@@ -95,7 +95,7 @@ def rehearse(
         FedsimError: something does not start, or the run ends; the folder stays, with its logs.
     """
     scenario = everybody(scenario, nodes)
-    folder = (out or _usual(scenario)).absolute()
+    folder = (out or default_path(f"{Path(scenario.origin).stem}-rehearsal")).absolute()
     if folder.exists():
         raise DeployError(f"{folder} exists already; choose another with --out, or remove it")
     if rules is not None:
@@ -205,7 +205,3 @@ def _tidy(folder: Path) -> None:
             place.unlink()
     for copy in (folder / "central", *(home.parent / "data" for home in homes[1:])):
         shutil.rmtree(copy, ignore_errors=True)
-
-
-def _usual(scenario: Scenario) -> Path:
-    return Path.cwd() / "runs" / f"{datetime.now():%Y%m%d-%H%M}-{Path(scenario.origin).stem}-rehearsal"

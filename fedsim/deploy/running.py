@@ -86,11 +86,9 @@ def deploy(
     asked, notes = deployable(scenario)
     for note in notes:
         progress.note(note)
-    first = Ticket(
-        purpose="describe",
-        run=os.urandom(8).hex(),
-        scenario=asked.scenario,
-        sources=dict(asked.sources),
+    first = Ticket.new(
+        "describe",
+        asked,
         origin=scenario.origin,
         nodes=nodes,
         wait=wait,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -18,7 +17,7 @@ from fedsim.arrays import sendable
 from fedsim.deploy.described import Description, federation_of
 from fedsim.deploy.remote import Member, Post, RemoteWorkforce
 from fedsim.engine.inline import InlineEngine
-from fedsim.grid import with_content
+from fedsim.grid import RunGrid, with_content
 from fedsim.job import Job, prepare_on
 from fedsim.local import Work
 from fedsim.progress import Silent
@@ -31,7 +30,7 @@ Answer = Callable[[Message, Message], Message | None]
 """What a node sends, of the message and its honest reply; None for nothing."""
 
 
-class FlowerGrid(Grid):
+class FlowerGrid(RunGrid):
     """Nodes that answer when they are asked for it; what one sends instead of its answer can be chosen."""
 
     def __init__(self, job: Job, *, odd: dict[int, Answer] | None = None, metrics: bool = True) -> None:
@@ -42,6 +41,7 @@ class FlowerGrid(Grid):
             odd: what a client's node sends instead, by its number.
             metrics: whether owners let what nodes measure leave.
         """
+        super().__init__(Run.create_empty(RUN))
         self.metrics = metrics
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, 1, 1
         draw = random.Random(job.federation.clients)
@@ -49,7 +49,7 @@ class FlowerGrid(Grid):
         self.away: set[int] = set()
         self.asked: list[Message] = []
         work = Work(job)
-        self._app, self._odd, self._run = client_app(lambda: work), odd or {}, Run.create_empty(RUN)
+        self._app, self._odd = client_app(lambda: work), odd or {}
         self._contexts = [
             Context(RUN, node, {"partition-id": number}, RecordDict(), {}) for number, node in enumerate(self.ids)
         ]
@@ -88,18 +88,6 @@ class FlowerGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         return self.pull_messages(self.push_messages(messages))
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
 
 
 class Memory:

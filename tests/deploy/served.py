@@ -68,6 +68,10 @@ class Server:
             command = [str(COMMANDS / "fedsim"), "deploy", "server", str(site.folder)]
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
+    def key(self, name: str) -> Path:
+        """The key of a node of `site_with`."""
+        return self.site.folder.parent / name / "key"
+
     def said(self) -> list[str]:
         """Its lines so far."""
         return self.log.read_text().splitlines()

@@ -2,8 +2,7 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -54,7 +53,7 @@ def test_the_server_is_killed(stage: Stage, scenario: Scenario, tmp_path: Path) 
     before = charged(stage)
     with ThreadPoolExecutor(1) as pool:
         going = pool.submit(deploy, stage, scenario, tmp_path)
-        until(lambda: committed(tmp_path / "run") >= 2)
+        served.wait_until(lambda: committed(tmp_path / "run") >= 2, seconds=120)
         kill(stage, SERVER)
         with pytest.raises(FedsimError, match="fedsim resume"):
             going.result(60)
@@ -71,7 +70,7 @@ def test_a_node_is_killed(stage: Stage, scenario: Scenario, tmp_path: Path) -> N
     before, rounds = charged(stage), 12
     with ThreadPoolExecutor(1) as pool:
         going = pool.submit(deploy, stage, scenario.changed({"rounds": rounds}), tmp_path)
-        until(lambda: committed(tmp_path / "run") >= 1)
+        served.wait_until(lambda: committed(tmp_path / "run") >= 1, seconds=120)
         kill(stage, "node-1")
         stage.start("node-1")
         result = going.result(250)
@@ -107,14 +106,6 @@ def charged(stage: Stage) -> dict[str, int]:
         with closing(Ledger(stage.home(name) / "ledger.db")) as ledger:
             found[name] = ledger.counter
     return found
-
-
-def until(done: Callable[[], bool]) -> None:
-    """Wait for something; for two minutes at most."""
-    end = time.monotonic() + 120
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.2)
 
 
 def committed(folder: Path) -> int:

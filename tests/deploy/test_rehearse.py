@@ -1,8 +1,6 @@
 """A rehearsal: real server, proxy and nodes on this machine come to the model of the simulation."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +11,11 @@ from fedsim.deploy.rehearse import Rehearsed, everybody, lines, rehearse
 from fedsim.errors import DeployError, PrivacyError, ScenarioError
 from fedsim.progress import Silent
 from tests import small
+from tests.deploy import served
 from tests.small import Changes
 
 pytestmark = [
-    pytest.mark.skipif(
-        not shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"), reason="nginx is not installed"
-    ),
+    pytest.mark.skipif(bool(served.MISSING), reason=served.MISSING),
     pytest.mark.timeout(300),
 ]
 FEDSIM = Path(sys.executable).parent / "fedsim"

@@ -3,7 +3,6 @@
 import json
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -22,19 +21,6 @@ from tests.deploy.exposition import samples
 from tests.deploy.served import FleetNode, Server
 
 pytestmark = pytest.mark.skipif(bool(served.MISSING), reason=served.MISSING)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("served")
-    site = served.site_with(folder, "north", "south")
-    with served.serving(site, folder / "server.log") as running:
-        running.wait_for("south may take part")
-        yield running
-
-
-def key(server: Server, name: str) -> Path:
-    return server.site.folder.parent / name / "key"
 
 
 def takes_effect(server: Server, *lines: str) -> None:
@@ -59,7 +45,7 @@ def test_a_stranger_reaches_nothing_but_the_nodes_api(server: Server) -> None:
 
 def test_only_admitted_keys_get_in(server: Server, tmp_path: Path) -> None:
     """TLS says who the server is, a signature who the node is: each is asked for."""
-    north = FleetNode(server.site, key(server, "north"))
+    north = FleetNode(server.site, server.key("north"))
     number = north.activate()
     assert north.heartbeat() and north.pull() == 0
     assert Registry(server.site).nodes()[0].node_id == number
@@ -69,19 +55,19 @@ def test_only_admitted_keys_get_in(server: Server, tmp_path: Path) -> None:
     assert stranger.status_of(stranger.activate)[0] == 412
     stranger.node = north.node  # whose number it has learned
     assert stranger.status_of(stranger.pull)[0] == 401
-    unsigned = FleetNode(server.site, key(server, "north"), signed=False)
+    unsigned = FleetNode(server.site, server.key("north"), signed=False)
     assert unsigned.status_of(unsigned.activate)[0] == 401
 
     with pytest.raises(httpx.HTTPStatusError, match="400"):
         httpx.post(f"http://localhost:{server.site.port}/v1/fleet/activate-node").raise_for_status()
     other = founding.found(tmp_path / "other", "localhost", *free_ports(2))
     with pytest.raises(httpx.ConnectError, match="certificate"):
-        FleetNode(server.site.model_copy(update={"folder": other.folder}), key(server, "north")).activate()
+        FleetNode(server.site.model_copy(update={"folder": other.folder}), server.key("north")).activate()
 
 
 def test_a_node_of_another_flower_is_refused_with_the_reason(server: Server) -> None:
     """Flower itself only writes a warning; what such a node would send is not known."""
-    old = FleetNode(server.site, key(server, "north"), version="1.40.0")
+    old = FleetNode(server.site, server.key("north"), version="1.40.0")
     code, text = old.status_of(old.activate)
     assert code == 426
     assert "another version" in json.loads(text)["detail"]
@@ -136,7 +122,7 @@ def test_a_key_that_nobody_admitted_is_thrown_out(server: Server, tmp_path: Path
 
 def test_status_tells_people_and_programs_the_same(server: Server) -> None:
     """Table, JSON and Prometheus' file come from the same facts."""
-    north = FleetNode(server.site, key(server, "north"))
+    north = FleetNode(server.site, server.key("north"))
     north.status_of(north.activate)  # which is refused where it is there already
     status.remember(server.site, {"north": {"fedsim": "0.1.0", "flwr": "1.42.0"}})
     command = [str(served.COMMANDS / "fedsim"), "deploy", "status", str(server.site.folder)]

@@ -3,7 +3,6 @@
 import os
 import signal
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,19 +45,6 @@ def main(grid, context):
 }
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("served")
-    site = served.site_with(folder, "north", "south")
-    with served.serving(site, folder / "server.log") as running:
-        running.wait_for("south may take part")
-        yield running
-
-
-def key(server: Server, name: str) -> Path:
-    return server.site.folder.parent / name / "key"
-
-
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern")  # of what Flower builds its apps with
 def test_nodes_go_on_when_the_programs_are_killed_and_a_run_ends(server: Server, tmp_path: Path) -> None:
     """Each is started again, with nothing lost that nodes or runs were told; what a dead one had begun is ended."""
@@ -84,7 +70,7 @@ def test_nodes_go_on_when_the_programs_are_killed_and_a_run_ends(server: Server,
     assert sum("flower-superlink" in command for command in after.values()) == 1
     assert not any("flwr-serverapp" in command for command in after.values())
 
-    north = FleetNode(server.site, key(server, "north"))
+    north = FleetNode(server.site, server.key("north"))
     north.node.node_id = Registry(server.site).nodes()[0].node_id or 0
     assert north.heartbeat() and north.pull() == 0
     assert control.runs()[0].run_id == run
@@ -102,7 +88,7 @@ def test_a_new_certificate_is_used_without_a_restart_by_hand(server: Server) -> 
     assert served_certificate(server.site, server.site.port) == served_certificate(
         server.site, server.site.superlink_port
     )
-    north = FleetNode(server.site, key(server, "north"))
+    north = FleetNode(server.site, server.key("north"))
     north.node.node_id = Registry(server.site).nodes()[0].node_id or 0
     assert north.pull() == 0
 
@@ -113,7 +99,7 @@ def test_flowers_own_nodes(server: Server, tmp_path: Path) -> None:
     served.new_key(tmp_path / "stranger")
     with_key = "--auth-supernode-private-key"
     nodes = {
-        "admitted": served.supernode(server.site, tmp_path / "a", *trusted, with_key, key(server, "south")),
+        "admitted": served.supernode(server.site, tmp_path / "a", *trusted, with_key, server.key("south")),
         "foreign": served.supernode(server.site, tmp_path / "b", *trusted, with_key, tmp_path / "stranger/key"),
         "keyless": served.supernode(server.site, tmp_path / "c", *trusted),
         "plain": served.supernode(server.site, tmp_path / "d", "--insecure"),

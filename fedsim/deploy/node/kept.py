@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as tensors_as_bytes
 
 from fedsim.arrays import encode, recorded, view
-from fedsim.checkpoints import sync
 from fedsim.errors import DeployError, Refused
+from fedsim.machine import sync
 from fedsim.states import State
 
 ROUNDS, RUNS, REPLIES = 3, 8, 8

@@ -7,6 +7,7 @@ from fedsim.deploy.node.folder import NodeFolder
 from fedsim.deploy.node.log import Log
 from fedsim.deploy.node.summing import TOLD
 from fedsim.errors import DeployError
+from fedsim.machine import sync
 
 
 def leave(folder: NodeFolder, *, forget: bool = False) -> list[str]:
@@ -28,7 +29,7 @@ def leave(folder: NodeFolder, *, forget: bool = False) -> list[str]:
     try:
         if not folder.withdrawn:
             private_files.create(folder.left, b"")
-            private_files.sync_folder(folder.folder)
+            sync(folder.folder)
             Log(folder.log_file).write("withdrawn")
         gone = [folder.key, folder.states, folder.replies, folder.flower]
         gone += [folder.pending, folder.approved, folder.asked, folder.checked, folder.folder / "secret"]
@@ -38,7 +39,7 @@ def leave(folder: NodeFolder, *, forget: bool = False) -> list[str]:
         removed = [path for path in gone if path.exists()]
         for path in removed:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        private_files.sync_folder(folder.folder)
+        sync(folder.folder)
     except OSError as error:
         raise DeployError(f"{error.filename}: cannot be removed ({error.strerror}); run this again") from error
     return [path.name for path in removed]

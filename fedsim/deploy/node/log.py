@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedsim.deploy.private_files import sync_folder
 from fedsim.errors import DeployError
+from fedsim.machine import sync
 
 FIRST = "0" * 64
 """In the place of the hash before the first line."""
@@ -143,7 +143,7 @@ def _opened(file: Path) -> Iterator[int]:
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         if begun:
-            sync_folder(file.parent)
+            sync(file.parent)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:

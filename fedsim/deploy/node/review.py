@@ -17,6 +17,7 @@ from fedsim.deploy.assignment import Assignment
 from fedsim.deploy.node.folder import NodeFolder
 from fedsim.deploy.node.log import Log
 from fedsim.errors import DeployError, Refused
+from fedsim.machine import sync
 from fedsim.scenario import Scenario
 from fedsim.scenario_files import named_files
 
@@ -184,7 +185,7 @@ def _write(place: Path, code: Waiting) -> None:
         about = {"title": code.title, "when": code.when, "names": sorted(code.sources)}
         (new / _ABOUT).write_text(json.dumps(about) + "\n", encoding="utf-8")
         new.rename(place / code.digest)
-        private_files.sync_folder(place)
+        sync(place)
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         raise DeployError(f"{place} cannot be written ({error.strerror}); make room, or check the disk") from error
