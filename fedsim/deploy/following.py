@@ -64,10 +64,10 @@ class Ticket(BaseModel):
     more: dict[str, Any] = {}
 
     @classmethod
-    def new(cls, purpose: Purpose, asked: Assignment, **more: Any) -> Self:
+    def new(cls, purpose: Purpose, asked: Assignment, **fields: Any) -> Self:
         """The first ticket of a run, whose id it draws."""
         told = {"scenario": asked.scenario, "sources": dict(asked.sources)}
-        return cls(purpose=purpose, run=os.urandom(8).hex(), **told, **more)
+        return cls(purpose=purpose, run=os.urandom(8).hex(), **told, **fields)
 
     @property
     def assignment(self) -> Assignment:

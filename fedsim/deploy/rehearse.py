@@ -85,7 +85,7 @@ def rehearse(
         scenario: what is to be deployed.
         nodes: their number, and that of the simulation's clients.
         progress: is told what goes on.
-        out: a new folder for all; runs/<time>-<scenario>-rehearsal-<id> by default.
+        out: a new folder for all; runs/<time>-rehearsal-<scenario>-<id> by default.
         data_dir: where data sets are looked for first.
         rules: a rules.toml that all nodes get; by default they allow everything.
         seeded_coins: noise and batches of a promise of privacy come from the scenario's seed in both runs, instead of
@@ -95,7 +95,7 @@ def rehearse(
         FedsimError: something does not start, or the run ends; the folder stays, with its logs.
     """
     scenario = everybody(scenario, nodes)
-    folder = (out or default_path(f"{Path(scenario.origin).stem}-rehearsal")).absolute()
+    folder = (out or default_path(f"rehearsal-{Path(scenario.origin).stem}")).absolute()
     if folder.exists():
         raise DeployError(f"{folder} exists already; choose another with --out, or remove it")
     if rules is not None:
