@@ -1,18 +1,19 @@
 """A contender of `flower_apps.py`: the app's own work in two processes, without an engine between them.
 
-Each process calls the ClientApp for its half of every round and sums what comes back; nobody waits for the other and
-nothing travels; every reply is opened and summed, and the model is measured after every round.
+Each process calls the ClientApp for its half of every round, opens and sums the replies and measures their mean. Nobody
+waits for the other, and nothing travels.
 """
 
-import multiprocessing
 import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import torch
 from _app_stock import APP, WORKERS, config
-from _workload import distance, report
+from _at_once import at_once
+from _workload import distance
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -21,28 +22,13 @@ from fedsim.grid import FIRST_NODE, begin_run, stamp
 
 
 def main() -> None:
-    """Run the rounds and report when each ended, on average over the processes."""
+    """Run the rounds."""
     body, cohort, rounds = sys.argv[1:]
     settings = config(int(cohort), int(rounds), body)
-    context = multiprocessing.get_context("fork")  # torch has run nothing yet, so has no threads to lose
-    barrier, reports = context.Barrier(WORKERS), context.SimpleQueue()
-
-    def work(number: int) -> None:
-        barrier.wait()
-        reports.put(rounds_ended(settings, range(number, int(cohort), WORKERS)))
-
-    workers = [context.Process(target=work, args=(number,)) for number in range(WORKERS)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        if worker.exitcode:
-            sys.exit("a process that calls the app has failed")
-    found = [reports.get() for _ in workers]
-    report([sum(times) / WORKERS for times in zip(*(ended for ended, _ in found), strict=True)], found[0][1])
+    at_once(WORKERS, lambda number, begin: rounds_ended(settings, range(number, int(cohort), WORKERS), begin))
 
 
-def rounds_ended(settings: dict[str, Any], clients: range) -> tuple[list[float], float]:
+def rounds_ended(settings: dict[str, Any], clients: range, begin: Callable[[], object]) -> tuple[list[float], float]:
     """Do one process' share of every round: when each ended, and how far the model has moved."""
     at_hand(APP)
     app, task = load("images.client_app:app", APP, ClientApp, "clientapp"), import_module("images.task")
@@ -51,6 +37,7 @@ def rounds_ended(settings: dict[str, Any], clients: range) -> tuple[list[float],
     begin_run()
     net, ended = task.Net(), []
     first = {name: value.clone() for name, value in net.state_dict().items()}
+    begin()
     for _ in range(settings["num-server-rounds"]):
         arrays, total = ArrayRecord(net.state_dict()), {name: torch.zeros_like(value) for name, value in first.items()}
         for client in clients:

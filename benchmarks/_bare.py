@@ -4,32 +4,20 @@ With two processes each does half of every round, training and measuring, and no
 cores could do at best.
 """
 
-import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from _workload import CLIENTS, NETS, arguments, client_rows, distance, measure, parameters_data, report, train
+from _at_once import at_once
+from _workload import CLIENTS, NETS, arguments, client_rows, distance, measure, parameters_data, train
 
 
 def main() -> None:
-    """Run the rounds and report when each ended, on average over the processes."""
+    """Run the rounds in as many processes as the last argument says."""
     processes = int(sys.argv[4])
-    context = multiprocessing.get_context("fork")  # torch has run nothing yet, so has no threads to lose
-    barrier, reports = context.Barrier(processes), context.SimpleQueue()
-
-    def work(number: int) -> None:
-        reports.put(rounds_ended(*arguments(), number, processes, barrier.wait))
-
-    workers = [context.Process(target=work, args=(number,)) for number in range(processes)]
-    for worker in workers:
-        worker.start()
-    found: Sequence[tuple[list[float], float]] = [reports.get() for _ in workers]
-    for worker in workers:
-        worker.join()
-    report([sum(times) / processes for times in zip(*(ended for ended, _ in found), strict=True)], found[0][1])
+    at_once(processes, lambda number, begin: rounds_ended(*arguments(), number, processes, begin))
 
 
 def rounds_ended(

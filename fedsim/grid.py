@@ -5,7 +5,7 @@ else that Flower's abstract Grid wants is here, and so are the private names of 
 needs (a test watches their version).
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count, groupby
 from typing import Any, NamedTuple
@@ -73,7 +73,7 @@ class _Pushed(NamedTuple):
     begun: Begun
 
 
-class RunGrid(Grid, ABC):
+class RunGrid(Grid):
     """What Flower's abstract Grid wants besides sending messages: a run, and a way to make them."""
 
     def __init__(self, run: Run | None = None) -> None:

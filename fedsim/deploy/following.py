@@ -26,6 +26,7 @@ Status = Literal["done", "stopped", "interrupted", "failed"]
 
 
 Purpose = Literal["run", "describe", "statistics"]
+"""What for: to run a scenario, to ask nodes what rows they have, to ask them for statistics of these."""
 
 
 class Ticket(BaseModel):

@@ -5,8 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from fedsim.deploy.stage import free_ports
 from fedsim.deploy.superlink import synchronised
 from fedsim.errors import DeployError
 from tests import small
-from tests.deploy.served import MISSING, Server, alive, serving, site_with
+from tests.deploy.served import MISSING, Server, alive, serving, site_with, wait_until
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 PROGRAM = """
@@ -89,7 +88,9 @@ class Process:
 
     def wait_for(self, words: str, count: int = 1, seconds: float = 90) -> None:
         """Wait until it has said these words so often."""
-        wait_until(lambda: len(re.findall(words, self.said())) >= count, f"{words!r} in {self.said}", seconds)
+        wait_until(
+            lambda: len(re.findall(words, self.said())) >= count, seconds, lambda: f"no {words!r} in {self.said()}"
+        )
 
     def children(self) -> dict[int, str]:
         """The commands of its processes."""
@@ -103,14 +104,6 @@ class Process:
             except OSError:
                 continue
         return found
-
-
-def wait_until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Wait, but not for ever."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not in {seconds} s: {what}"
-        time.sleep(0.1)
 
 
 @contextmanager
@@ -168,7 +161,7 @@ def asked(server: Server, folder: Path, name: str) -> tuple[str, bool]:
         (app / file).parent.mkdir(parents=True, exist_ok=True)
         (app / file).write_text(text)
     Control(server.site).start(app, {})
-    wait_until(lambda: out.exists() and bool(out.read_text()), "the ServerApp has its reply", 120)
+    wait_until(lambda: out.exists() and bool(out.read_text()), 120, lambda: "the ServerApp has no reply")
     return out.read_text(), ran.exists()
 
 
@@ -188,7 +181,9 @@ def test_a_process_that_died_idle_is_started_again(north: Process) -> None:
     (warm,) = [pid for pid, command in north.children().items() if "warm" in command]
     os.kill(warm, signal.SIGKILL)
     north.wait_for("is started again")
-    wait_until(lambda: any("warm" in each for pid, each in north.children().items() if pid != warm), "a new one")
+    wait_until(
+        lambda: any("warm" in each for pid, each in north.children().items() if pid != warm), what=lambda: "no new one"
+    )
 
 
 def test_an_unknown_key_is_told_and_not_tried_for_ever(server: Server, folder: Path) -> None:
@@ -259,7 +254,7 @@ def test_a_node_that_is_killed_takes_its_processes_with_it(server: Server, folde
         process.wait_for("connected to localhost")
         children = set(process.children())
         process.process.kill()
-        wait_until(lambda: not alive(children), "its processes end", 30)
+        wait_until(lambda: not alive(children), 30, lambda: "its processes live on")
 
 
 def test_a_server_that_is_not_there_is_waited_for_and_no_longer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
