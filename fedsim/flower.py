@@ -414,14 +414,27 @@ def agreed_on(
     return agreed
 
 
+def central_block(rows: int, most: int) -> int:
+    """Rows of a central set of so many that are measured together, at most `most`.
+
+    An eighth, so that workers share in it; of a small set 50 or more, as fewer cost hardly less.
+    """
+    return max(1, min(most, math.ceil(rows / min(8, max(1, rows // 50)))))
+
+
 def central_messages(
-    arrays: ArrayRecord, part: CentralPart, rows: int, block: int, *, triggered: bool = False
+    arrays: ArrayRecord, part: CentralPart, rows: int, most: int, *, triggered: bool = False
 ) -> list[Message]:
     """Messages that measure the model on a central set, one per block of rows, for whichever worker is free.
 
-    `triggered` rows carry the adversary's trigger.
+    Args:
+        arrays: the model.
+        part: which set.
+        rows: how many it has.
+        most: rows of a block at most.
+        triggered: whether the rows carry the adversary's trigger.
     """
-    messages = []
+    messages, block = [], central_block(rows, most)
     for number, start in enumerate(range(0, rows, block)):
         settings = {"part": part, "start": start, "stop": min(start + block, rows), "triggered": triggered}
         content = RecordDict({"arrays": arrays, "config": ConfigRecord({**settings})})

@@ -1,5 +1,6 @@
 """What a run would cost, before it is run: sizes, bytes, epsilon, and a measured estimate of the time."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from fedsim import sketches
 from fedsim.algorithm import initial
 from fedsim.cohorts import expected_size
 from fedsim.evaluation import asked
+from fedsim.flower import central_block
 from fedsim.local import Received, Work, one_thread
 from fedsim.privacy.accountant import rounded_up
 from fedsim.stock import cohort_size
@@ -113,7 +115,8 @@ def _seconds(work: Work, cohort: float, workers: int) -> float:
     held_out = len(work.federation.central["validation"].x)
     every, clients_every = scenario.evaluate.every, scenario.evaluate.clients_every
     evaluation = row_seconds * (held_out / every + (int(own.sum()) / clients_every if clients_every else 0))
-    messages = cohort + held_out / scenario.evaluate.batch_size / every + _evaluated(work)
+    blocks = math.ceil(held_out / central_block(held_out, scenario.evaluate.batch_size))
+    messages = cohort + blocks / every + _evaluated(work)
     return scenario.rounds * ((cohort * client_seconds + evaluation) / workers + messages * MESSAGE_SECONDS)
 
 

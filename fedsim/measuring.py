@@ -24,12 +24,12 @@ Raises:
 
 def on_central_rows(work: Work, grid: NumberedGrid, model: ArrayRecord, part: CentralPart) -> Measuring:
     """Begin to measure the global model on a central set, and on its rows with an adversary's trigger."""
-    rows, block = len(work.federation.central[part].x), work.job.scenario.evaluate.batch_size
+    rows, most = len(work.federation.central[part].x), work.job.scenario.evaluate.batch_size
     if not rows:
         return together([])
     target = work.adversary.target if work.adversary is not None else None
-    clean = grid.push_messages(central_messages(model, part, rows, block))
-    marked = central_messages(model, part, rows, block, triggered=True) if target is not None else []
+    clean = grid.push_messages(central_messages(model, part, rows, most))
+    marked = central_messages(model, part, rows, most, triggered=True) if target is not None else []
     triggered = grid.push_messages(marked)
 
     def measured() -> dict[str, float]:

@@ -16,12 +16,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsim import registry
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import ScenarioError
-from fedsim.flower import AlgorithmStrategy
-from fedsim.grid import FIRST_NODE
+from fedsim.flower import AlgorithmStrategy, central_block, central_messages
+from fedsim.grid import FIRST_NODE, setting
 from fedsim.local import Work
 from fedsim.parameters import Weights, fingerprint, from_record, to_record
 from fedsim.states import ContextStates
@@ -232,3 +234,16 @@ def test_flowers_private_names_are_where_we_use_them() -> None:
     assert message.metadata.message_id
     assert reply.metadata.reply_to_message_id == message.metadata.message_id
     assert reply.metadata.src_node_id == FIRST_NODE
+
+
+@given(st.integers(0, 3000), st.integers(1, 600))
+def test_many_workers_may_share_in_measuring_a_central_set(rows: int, most: int) -> None:
+    """Every row is in one message; there are eight blocks or more, or as many as have 50 rows."""
+    InlineGrid(work("fedavg").job)  # Flower makes no message before a grid is there
+    messages = central_messages(ArrayRecord(), "test", rows, most)
+    spans = [(int(setting(each, "start", -1)), int(setting(each, "stop", -1))) for each in messages]
+    assert [row for start, stop in spans for row in range(start, stop)] == list(range(rows))
+    block = central_block(rows, most)
+    assert all(0 < stop - start <= block <= most for start, stop in spans)
+    assert block >= min(rows, most, 50)
+    assert len(spans) >= min(8, rows // 50)

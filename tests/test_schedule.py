@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedsim.engine.inline import InlineEngine
 from fedsim.engine.parcels import Store
-from fedsim.engine.schedule import ATTEMPTS, Queue
+from fedsim.engine.schedule import ATTEMPTS, HELD, Queue, next_worker
 from fedsim.grid import FIRST_NODE, WORKER_LOST, Chunk, ChunkResult, client_number
 from tests import small
 
@@ -131,3 +131,37 @@ def test_few_calls_for_many_equal_chunks() -> None:
         world.queue.take(2)
         calls += 1
     assert calls <= 9
+
+
+@given(st.lists(st.integers(1, 100), max_size=30), WORKERS)
+def test_to_hold_a_second_call_makes_nobody_wait(seconds: list[int], workers: int) -> None:
+    """Where calls take as long as expected, all is done when it would be if whoever is idle took the next call."""
+    free = [0.0] * workers
+    for each in seconds:
+        free[free.index(min(free))] += each
+    assert max(free) == _last_end(seconds, workers)
+
+
+def _last_end(seconds: list[int], workers: int) -> float:
+    """When the last call ends of workers that are given theirs by `next_worker`."""
+    waiting, now = list(seconds), 0.0
+    since, held = [0.0] * workers, [[] for _ in range(workers)]  # type: tuple[list[float], list[list[float]]]
+    while True:
+        while waiting and (worker := next_worker(now, since, held)) is not None:
+            if not held[worker]:
+                since[worker] = now
+            held[worker].append(float(waiting.pop(0)))
+            assert len(held[worker]) <= HELD
+        busy = [worker for worker in range(workers) if held[worker]]
+        if not busy:
+            return now
+        worker = min(busy, key=lambda worker: since[worker] + held[worker][0])
+        now = since[worker] = since[worker] + held[worker].pop(0)
+
+
+def test_a_worker_that_takes_longer_than_expected_is_not_given_more() -> None:
+    """It may hang; one that is idle, or busy as expected, comes first."""
+    assert next_worker(10.0, [0.0, 0.0], [[1.0], []]) == 1
+    assert next_worker(10.0, [0.0, 9.0], [[1.0], [4.0]]) == 1
+    assert next_worker(10.0, [0.0, 9.0], [[1.0], [4.0, 1.0]]) is None
+    assert next_worker(10.0, [0.0, 9.0], [[12.0], [4.0]]) == 0

@@ -2,6 +2,7 @@
 
 import gc
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,17 +54,24 @@ class Worker:
         gc.collect()
         gc.freeze()  # what is loaded by now stays: searching it again and again would cost more than many a client
 
-    def run(self, parcels: Sequence[Parcel], names: Sequence[str], *arrays: Mapping[str, Mapped]) -> list[Returned]:
+    def run(
+        self, parcels: Sequence[Parcel], names: Sequence[str], *arrays: Mapping[str, Mapped]
+    ) -> tuple[list[Returned], float]:
         """Do some chunks, one after another.
 
         Args:
             parcels: the chunks.
             names: of the arrays that come along; the chunks need these, or those of the calls since some last came.
             arrays: from the object store, one for each name.
+
+        Returns:
+            What came of each, and the seconds that all took.
         """
+        started = time.perf_counter()
         if names:
             self._records = {name: unpack(mapped) for name, mapped in zip(names, arrays, strict=True)}
-        return [Returned.of(self._done(parcel.opened(self._records))) for parcel in parcels]
+        results = [Returned.of(self._done(parcel.opened(self._records))) for parcel in parcels]
+        return results, time.perf_counter() - started
 
     def _done(self, chunk: Chunk) -> ChunkResult:
         assert self._program is not None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import ray
 
-from fedsim.engine.schedule import ATTEMPTS, Queue
+from fedsim.engine.schedule import ATTEMPTS, Queue, next_worker
 from fedsim.errors import FedsimError
 from fedsim.grid import Begun, ChunkResult
 from fedsim.tables import Engine as Settings
@@ -17,6 +17,8 @@ GRACE_SECONDS = 60.0
 """Beyond its clients' time limits, after which a worker counts as stuck in native code."""
 NOTICE_SECONDS = 5.0
 """After which it is said what a run waits for."""
+BRIEF_SECONDS = 0.1
+"""Of work; who has more would gain little by holding a call that nobody else could then do."""
 STARTING_SECONDS = 30.0
 """That a worker may take to start on a busy machine."""
 
@@ -50,11 +52,13 @@ class Batch:
     Attributes:
         queue: the chunks, and what came back of them.
         records: the arrays that they need, in the object store by name.
+        kind: of work; what costs as much takes as long.
         error: why they cannot be done.
     """
 
     queue: Queue
     records: Mapping[str, Ref]
+    kind: str
     error: FedsimError | None = None
 
 
@@ -63,6 +67,11 @@ class Call(NamedTuple):
 
     batch: Batch
     numbers: Sequence[int]
+
+    @property
+    def cost(self) -> float:
+        """Of its chunks together."""
+        return self.batch.queue.cost(self.numbers)
 
 
 @dataclass
@@ -89,8 +98,8 @@ class Place:
 class Crew:
     """The workers, and the batches that they work on, one after another.
 
-    A worker holds the call that it works on and, while more are waiting, the next one too, so that it need not wait
-    for the driver in between. One that died is replaced while the others go on.
+    A worker holds the call that it works on and, if it should be done before the others, the next one too, so that it
+    need not wait for the driver in between. One that died is replaced while the others go on.
 
     Attributes:
         places: of the workers.
@@ -100,6 +109,7 @@ class Crew:
         self._engine, self._install, self._client_timeout = engine, install, client_timeout
         self.places = [Place(number, install(actor)) for number, actor in enumerate(engine.actors)]
         self._batches: list[Batch] = []
+        self._pace: dict[str, float] = {}  # seconds that a unit of cost took of late, by kind of work
         self._idle_since = time.monotonic()
 
     def wait_until_ready(self) -> None:
@@ -118,9 +128,9 @@ class Crew:
         """Keep every worker busy until a batch is done; results in the order of its chunks."""
         try:
             while batch.queue.unfinished and batch.error is None:
-                self._hand_out()
                 self._wait()
                 self._end_stuck()
+                self._hand_out()
         finally:
             self._drop(batch)
         if batch.error is not None:
@@ -151,7 +161,7 @@ class Crew:
     def _take_back(self, ref: Ref) -> None:
         place = next(place for place in self.places if ref == place.installing or ref in place.held)
         try:
-            returned = ray.get(ref)
+            came = ray.get(ref)
         except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError):
             self._fail(place, ref, FedsimError(FULL))
             return
@@ -170,7 +180,9 @@ class Crew:
             place.installing, place.deaths = None, 0
             return
         place.since = time.monotonic()
-        call = place.held.pop(ref)
+        call, (returned, seconds) = place.held.pop(ref), came
+        if call.cost:
+            self._pace[call.batch.kind] = seconds / call.cost
         for number, result in zip(call.numbers, returned, strict=True):
             call.batch.queue.finish(number, result.unpacked())
 
@@ -178,6 +190,7 @@ class Crew:
         """End the batch of a call that cannot be done; whoever waits for it is told."""
         if ref == place.installing:
             raise error
+        place.since = time.monotonic()
         call = place.held.pop(ref)
         call.batch.error = error
         self._drop(call.batch)
@@ -200,16 +213,23 @@ class Crew:
                 self._replace(place, "it did not heed cohort.client_timeout")
 
     def _hand_out(self) -> None:
+        """Give each next call to the worker that should be done first; of the last ones none to who works for long."""
         ready = [place for place in self.places if place.installing is None]
-        for depth in (1, 2):
-            for place in ready:
-                waiting = self._waiting
-                if waiting and (depth == 1 or waiting > len(ready)) and len(place.held) < depth:
-                    if not place.held:
-                        place.since = time.monotonic()
-                    batch = next(batch for batch in self._batches if len(batch.queue))
-                    call = Call(batch, batch.queue.take(len(ready)))
-                    place.held[self._given(place, call)] = call
+        while self._waiting and ready:
+            held = [list(map(self._seconds, place.held.values())) for place in ready]
+            chosen = next_worker(time.monotonic(), [place.since for place in ready], held)
+            if chosen is None or (sum(held[chosen]) > BRIEF_SECONDS and self._waiting <= len(ready)):
+                return
+            place = ready[chosen]
+            if not place.held:
+                place.since = time.monotonic()
+            batch = next(batch for batch in self._batches if len(batch.queue))
+            call = Call(batch, batch.queue.take(len(ready)))
+            place.held[self._given(place, call)] = call
+
+    def _seconds(self, call: Call) -> float:
+        """That a call should take, as the last of its kind did; of a first one only that larger ones take longer."""
+        return self._pace.get(call.batch.kind, 1.0) * call.cost
 
     def _within_memory(self) -> str:
         """The limit that may be why a worker cannot work at all."""

@@ -170,7 +170,7 @@ class Shift:
     def begin(self, chunks: Sequence[Chunk]) -> Begun:
         """Give workers that are idle their first chunks, those of the largest cost first."""
         queue = Queue(chunks, self._store.parcels(chunks), self._cost)
-        return self.crew.begin(Batch(queue, self._store.refs))
+        return self.crew.begin(Batch(queue, self._store.refs, chunks[0].messages[0].metadata.message_type))
 
 
 class RayGrid(NumberedGrid):

@@ -1,7 +1,7 @@
 """Which chunk is done when: large ones first, several in a call, and those of a dead worker again."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from flwr.app import Message
 
@@ -12,6 +12,27 @@ ATTEMPTS = 3
 """How often a chunk is given to a worker before its clients count as failed."""
 SHARES = 2
 """Into how many calls the chunks that wait would be dealt to each worker; the more, the more even is the end."""
+
+HELD = 2
+"""Calls that a worker holds at most: what it was not given, another may do."""
+
+
+def next_worker(now: float, since: Sequence[float], held: Sequence[Sequence[float]]) -> int | None:
+    """Who gets the next call: the worker that should be done first; None while that one holds enough.
+
+    Args:
+        now: the time, in seconds.
+        since: when each worker began the first of its calls.
+        held: for each worker the seconds that each of its calls is expected to take, in order.
+    """
+
+    def done(worker: int) -> tuple[float, int]:
+        calls = held[worker]
+        left = abs(since[worker] + calls[0] - now) if calls else 0.0  # who is late may be so as long again
+        return left + sum(calls[1:]), len(calls)
+
+    first = min(range(len(held)), key=done)
+    return first if len(held[first]) < HELD else None
 
 
 class Queue:
@@ -42,7 +63,7 @@ class Queue:
 
     def take(self, workers: int) -> list[int]:
         """The chunks of the next call; one that was lost with its worker goes alone, as it may be what killed it."""
-        share = sum(self._costs[number] for number in self._waiting) / (SHARES * workers)
+        share = self.cost(self._waiting) / (SHARES * workers)
         numbers = [self._waiting.popleft()]
         taken, suspect = self._costs[numbers[0]], self._attempts[numbers[0]]
         while self._waiting and not (suspect or self._attempts[self._waiting[0]]):
@@ -55,6 +76,10 @@ class Queue:
     def parcels(self, numbers: Sequence[int]) -> list[Parcel]:
         """What travels of these chunks."""
         return [self._parcels[number] for number in numbers]
+
+    def cost(self, numbers: Iterable[int]) -> float:
+        """Of these chunks together."""
+        return sum(self._costs[number] for number in numbers)
 
     def clients(self, numbers: Sequence[int]) -> int:
         """How many messages these chunks have."""
