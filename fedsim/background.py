@@ -16,7 +16,7 @@ class InOrder:
     def start(self, call: Callable[[], None]) -> None:
         """Begin a call when the one before has ended; raises what that one raised."""
         self.wait()
-        self._last = self._thread.submit(call)
+        self._last = self._thread.submit(short_turns()(call))
 
     def wait(self) -> None:
         """Wait for the last call; raises what it raised."""
@@ -31,7 +31,7 @@ class InOrder:
 
 @contextmanager
 def short_turns() -> Iterator[None]:
-    """Python's threads take turns of half a millisecond inside the block: in its usual five a worker would be idle."""
+    """Python's threads take turns of half a millisecond inside the block; for its usual five a worker would be idle."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(5e-4)
     try:

@@ -17,7 +17,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
-from fedsim.background import InOrder, short_turns
+from fedsim.background import InOrder
 from fedsim.checkpoints import Snapshot
 from fedsim.companions import compared, folder_of
 from fedsim.data import holdings
@@ -166,7 +166,7 @@ def execute(
     with Run(work, grid, folder, watch, interrupts, progress, observers) as running:
         running.tell(reason)
         stop = running.restore(restored) if restored is not None else None
-        with interrupts.listening(progress.note), quick_collections(), short_turns():
+        with interrupts.listening(progress.note), quick_collections():
             number = running.done
             while stop is None and number < scenario.rounds:
                 stop = running.round(number := number + 1)

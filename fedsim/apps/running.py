@@ -30,7 +30,7 @@ from fedsim.apps.loading import at_hand, load, own_errors
 from fedsim.apps.project import FILE, Project, read, sources
 from fedsim.apps.results import listening
 from fedsim.apps.worker import CLIENT_MODULES, RUN_ID, App, program
-from fedsim.background import InOrder, short_turns
+from fedsim.background import InOrder
 from fedsim.engine import Engine, starting
 from fedsim.environment import numerics
 from fedsim.errors import FedsimError, Interrupted, StoppedByPolicy
@@ -170,7 +170,6 @@ class Run:
         try:
             with (
                 _quiet(),
-                short_turns(),
                 listening(self._measured) as self._results,
                 closing(grid),
                 seeds.scope(self._seed, "flower app: server"),

@@ -63,15 +63,11 @@ class Batch:
 
 
 class Call(NamedTuple):
-    """Some chunks of a batch, by number, given to a worker at once."""
+    """Some chunks of a batch, by number, given to a worker at once; and what they cost together."""
 
     batch: Batch
     numbers: Sequence[int]
-
-    @property
-    def cost(self) -> float:
-        """Of its chunks together."""
-        return self.batch.queue.cost(self.numbers)
+    cost: float
 
 
 @dataclass
@@ -93,6 +89,11 @@ class Place:
     knows: tuple[str, ...] = ()
     since: float = 0.0
     deaths: int = 0
+
+    def ended(self, ref: Ref) -> Call:
+        """Take a call away that has come to its end; if another is held, the worker has begun it."""
+        self.since = time.monotonic()
+        return self.held.pop(ref)
 
 
 class Crew:
@@ -179,8 +180,7 @@ class Crew:
         if ref == place.installing:
             place.installing, place.deaths = None, 0
             return
-        place.since = time.monotonic()
-        call, (returned, seconds) = place.held.pop(ref), came
+        call, (returned, seconds) = place.ended(ref), came
         if call.cost:
             self._pace[call.batch.kind] = seconds / call.cost
         for number, result in zip(call.numbers, returned, strict=True):
@@ -190,8 +190,7 @@ class Crew:
         """End the batch of a call that cannot be done; whoever waits for it is told."""
         if ref == place.installing:
             raise error
-        place.since = time.monotonic()
-        call = place.held.pop(ref)
+        call = place.ended(ref)
         call.batch.error = error
         self._drop(call.batch)
 
@@ -224,7 +223,8 @@ class Crew:
             if not place.held:
                 place.since = time.monotonic()
             batch = next(batch for batch in self._batches if len(batch.queue))
-            call = Call(batch, batch.queue.take(len(ready)))
+            numbers = batch.queue.take(len(ready))
+            call = Call(batch, numbers, batch.queue.cost(numbers))
             place.held[self._given(place, call)] = call
 
     def _seconds(self, call: Call) -> float:
