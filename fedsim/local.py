@@ -27,6 +27,7 @@ from fedsim.images import prefer_channels_last
 from fedsim.job import Job
 from fedsim.metrics import Statistics
 from fedsim.parameters import FlatModule, Weights, from_record, is_finite
+from fedsim.passes import Passes
 from fedsim.privacy.example import private_module
 from fedsim.privacy.uploads import clipped, gaussian, noised, norm_of, with_bit
 from fedsim.problem import evaluate
@@ -96,6 +97,7 @@ class Work:
         plain = job.build_model()
         self.private = private_module(plain, job.model_title) if job.scenario.privacy.example is not None else None
         self.plain = FlatModule(prefer_channels_last(plain))  # after its twin: gradients of rows need the usual way
+        self.passes = Passes(self.plain, self.problem, job.scenario.train)
         self.layout = self.plain.layout
         self.initial = Weights(self.plain.vector, self.plain.buffers).clone()
         pattern = self.algorithm.personal

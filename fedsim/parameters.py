@@ -159,22 +159,32 @@ class FlatModule:
         for parameter, view in zip(self._tensors, self._views, strict=True):
             parameter.data = view
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What a pass may read besides the batch: all parameters and buffers, and the gradient of a loss by itself."""
+        return [*self.module.parameters(), *self.module.buffers(), self._gradients.one]
+
+    def gradients(self, loss: Tensor) -> Sequence[Gradient]:
+        """Each parameter's gradient of a scalar loss, in the layout's order; None where one was not used."""
+        return self._gradients(loss)
+
     def differentiate(self, loss: Tensor) -> Tensor:
         """The gradient [D] of a scalar loss, in `gradient`; zero where a parameter was not used.
 
         One pass over memory: faster than clearing `gradient` and letting `backward()` add to it.
         """
-        return self._gathered(self._gradients(loss))
+        return self.gathered(self.gradients(loss))
 
-    def descend(self, loss: Tensor, rate: float, observe: Callable[[Tensor], None] | None = None) -> None:
+    def descend(
+        self, gradients: Sequence[Gradient], rate: float, observe: Callable[[Tensor], None] | None = None
+    ) -> None:
         """One step of plain gradient descent: `vector` -= rate * gradient.
 
         Products are added without being rounded first, so where weights are large the bits are not those of
-        `differentiate` and a step. `observe` is told the gradient [D] before the step, and changes nothing of it.
+        `gathered` and a step. `observe` is told the gradient [D] before the step, and changes nothing of it.
         """
-        gradients = self._gradients(loss)
         if observe is not None:
-            observe(self._gathered(gradients))
+            observe(self.gathered(gradients))
         moved: list[Tensor] = []
         by: list[Tensor] = []
         for view, gradient in zip(self._views, gradients, strict=True):
@@ -186,8 +196,8 @@ class FlatModule:
         if moved:
             torch._foreach_add_(moved, by, alpha=-rate)
 
-    def _gathered(self, gradients: Sequence[Gradient]) -> Tensor:
-        """Them in `gradient`."""
+    def gathered(self, gradients: Sequence[Gradient]) -> Tensor:
+        """Parameters' gradients as one [D], in `gradient`."""
         taken: list[Tensor] = []
         whole: list[Tensor] = []
         for view, gradient in zip(self._gradient_views, gradients, strict=True):

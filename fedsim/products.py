@@ -32,14 +32,18 @@ Gradient = Tensor | Product | None
 
 
 class Gradients:
-    """Differentiates losses with respect to parameters, all of one type."""
+    """Differentiates losses with respect to parameters, all of one type.
+
+    Attributes:
+        one: the gradient of a loss by itself.
+    """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = parameters
         self._ends = [get_gradient_edge(parameter) for parameter in parameters]
         sizes = (parameter.numel() if parameter.ndim == 2 else 0 for parameter in parameters)
         self._large = {self._ends[place].node: place for place, size in enumerate(sizes) if size >= _LARGE}
-        self._one = torch.ones((), dtype=parameters[0].dtype)
+        self.one = torch.ones((), dtype=parameters[0].dtype)
 
     def __call__(self, loss: Tensor) -> Sequence[Gradient]:
         """Each parameter's gradient of a scalar loss, whose graph is freed."""
@@ -63,7 +67,7 @@ class Gradients:
     def _differentiated(self, loss: Tensor, ends: Sequence[GradientEdge]) -> tuple[Tensor | None, ...]:
         """What `torch.autograd.grad` gives, whose checks of its arguments take as long as a small layer."""
         run: Callable[..., tuple[Tensor | None, ...]] = Variable._execution_engine.run_backward
-        return run((loss,), (self._one,), False, False, tuple(ends), allow_unreachable=True, accumulate_grad=False)
+        return run((loss,), (self.one,), False, False, tuple(ends), allow_unreachable=True, accumulate_grad=False)
 
     def _maps(self, loss: Tensor) -> list["_LinearMap"]:
         """Uses of large weights; of one with a hook, which wants to see its gradient, none."""

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import add
@@ -19,12 +19,14 @@ from fedsim.compiled import Program
 from fedsim.composition import Masks
 from fedsim.errors import ClientError, NotFiniteError
 from fedsim.job import Job
-from fedsim.optimizers import effective_steps, learning_rate, precise
+from fedsim.optimizers import effective_steps, learning_rate
 from fedsim.parameters import FlatModule, Weights
+from fedsim.passes import Passes
 from fedsim.privacy import example
 from fedsim.privacy.batches import declared_units, poisson_batch, rows_of, steps_of_pass
 from fedsim.privacy.plan import ExampleMechanism, Plan
 from fedsim.problem import Problem, evaluating
+from fedsim.products import Gradient
 from fedsim.walk import Sloped, walk
 
 
@@ -51,6 +53,7 @@ class Bench(Protocol):
         job: what is trained.
         problem: of the job.
         plain: the model on flat vectors.
+        passes: of the plain model.
         private: its twin with per-example gradients, where privacy is asked for.
         program: its compiled step, where `engine.compile` is set.
         personal: coordinates that stay with their client.
@@ -62,6 +65,7 @@ class Bench(Protocol):
     job: Job
     problem: Problem
     plain: FlatModule
+    passes: Passes
     private: FlatModule | None
     program: Program | None
     personal: Masks | None
@@ -186,9 +190,9 @@ class LocalClient:
         """What `walk` does for plain SGD, without gathering the gradient first."""
         observe = self._observer(rate) if self.observed is not None else None
         steps = 0
-        for loss in self._losses(flat, loss_term, batches):
+        for gradients in self._gradients(loss_term, batches):
             steps += 1
-            flat.descend(loss, rate, observe)
+            flat.descend(gradients, rate, observe)
         self.steps += steps
         return flat.vector
 
@@ -232,7 +236,7 @@ class LocalClient:
         if self.work.program is not None:
             gradients = self._compiled_gradients(self.work.program, flat, loss_term, self._batches(epochs, whole))
         elif self.work.private is None:
-            gradients = map(flat.differentiate, self._losses(flat, loss_term, self._batches(epochs, whole)))
+            gradients = map(flat.gathered, self._gradients(loss_term, self._batches(epochs, whole)))
         else:
             gradients = self._private_gradients(flat, loss_term, self.drawn(epochs, whole))
         for gradient in gradients:
@@ -250,16 +254,12 @@ class LocalClient:
             self.note(loss)
             yield gradient
 
-    def _losses(self, flat: FlatModule, loss_term: LossTerm | None, batches: Iterable[Batch]) -> Iterator[Tensor]:
-        """Every batch's mean loss [], at what `flat` then holds."""
-        mean_loss, settings = self.work.problem.mean_loss, self.work.job.scenario.train
+    def _gradients(self, loss_term: LossTerm | None, batches: Iterable[Batch]) -> Iterator[Sequence[Gradient]]:
+        """Every batch's gradients of its mean loss, parameter by parameter, at what the plain model then holds."""
         for batch in batches:
-            with precise(settings):  # anew for each step: autocast keeps rounded weights as long as it lasts
-                loss = mean_loss(flat.module(batch.inputs), batch.targets)
-                if loss_term is not None:
-                    loss = loss + loss_term(flat.module, batch).mean()
+            loss, gradients = self.work.passes(batch, loss_term)
             self.note(loss.item())
-            yield loss
+            yield gradients
 
     def _private_gradients(
         self, flat: FlatModule, loss_term: LossTerm | None, drawn: Iterable[np.ndarray]

@@ -37,7 +37,7 @@ def assert_same(module: nn.Module, loss: Callable[[nn.Module], Tensor], toleranc
     flat.gradient.fill_(torch.nan)  # what is not written would be seen
     assert (flat.differentiate(loss(flat.module)) - expected).norm() <= most
     before = flat.vector.clone()
-    flat.descend(loss(flat.module), 1.0)
+    flat.descend(flat.gradients(loss(flat.module)), 1.0)
     assert (before - flat.vector - expected).norm() <= most + torch.finfo(before.dtype).eps * before.norm()
     flat.check()
 

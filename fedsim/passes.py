@@ -1,0 +1,49 @@
+"""A model's passes over batches, forward to the mean loss and backward to its gradients; by tape where they may be."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fedsim.algorithm import Batch, LossTerm
+from fedsim.optimizers import precise
+from fedsim.own import OwnProblem
+from fedsim.parameters import FlatModule
+from fedsim.problem import Problem
+from fedsim.products import Gradient
+from fedsim.tables import Train
+from fedsim.tape import Repeated, stateless
+
+Passed = tuple[Tensor, Sequence[Gradient]]
+"""A batch's mean loss [] and each parameter's gradient of it."""
+
+
+class Passes:
+    """Passes of one model, at whatever vector it then lies on."""
+
+    def __init__(self, flat: FlatModule, problem: Problem, settings: Train) -> None:
+        self._flat, self._problem, self._settings = flat, problem, settings
+        known = stateless(flat.module) and _of_tasks(problem)
+        self._plain = Repeated(self._mean, flat.tensors) if known else self._mean
+
+    def __call__(self, batch: Batch, loss_term: LossTerm | None = None) -> Passed:
+        """One pass; `loss_term` adds its mean to the loss."""
+        if loss_term is None:
+            return self._plain(*batch)
+        with precise(self._settings):
+            loss = self._loss(*batch) + loss_term(self._flat.module, batch).mean()
+        return loss.detach(), self._flat.gradients(loss)
+
+    def _mean(self, inputs: Tensor, targets: Tensor) -> Passed:
+        with precise(self._settings):  # anew for each step: autocast keeps rounded weights as long as it lasts
+            loss = self._loss(inputs, targets)
+        return loss.detach(), self._flat.gradients(loss)
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self._problem.mean_loss(self._flat.module(inputs), targets)
+
+
+def _of_tasks(problem: Problem) -> bool:
+    """Whether the loss is one of `fedsim.tasks`, and not a user's own."""
+    if isinstance(problem, OwnProblem):
+        return problem.loss is None and _of_tasks(problem.inner)
+    return type(problem).__module__.startswith("fedsim.tasks.")
