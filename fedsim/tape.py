@@ -28,12 +28,12 @@ _AFTER = 3
 _MOST = 64
 """Shapes that are looked at."""
 _UNREPEATABLE = {
-    torch.Tag.nondeterministic_seeded,
     torch.Tag.data_dependent_output,
     torch.Tag.dynamic_output_shape,
     torch.Tag.inplace_view,
 }
 _OURS = "torch.nn.", "fedsim.models."
+_OUR_HOOKS = {"fedsim.images"}
 _HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 _WITHOUT_CODE = {"__init__", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
 
@@ -63,7 +63,7 @@ class Repeated(Generic[Output]):
         return self._watched(key, tensors)
 
     def _repeated(self, tape: fx.GraphModule, tensors: Sequence[Tensor]) -> Output:
-        with torch.no_grad():
+        with torch._C._AutoDispatchBelowAutograd():  # without `no_grad`, in which some kernels keep less
             output: Output = tape.forward(*tensors, *self._reads)
             return output
 
@@ -112,7 +112,8 @@ def _known(kind: type) -> bool:
 
 
 def _altered(part: nn.Module) -> bool:
-    return "forward" in vars(part) or any(getattr(part, hooks) for hooks in _HOOKS)
+    hooks = [hook for each in _HOOKS for hook in getattr(part, each).values()]
+    return "forward" in vars(part) or any(hook.__module__ not in _OUR_HOOKS for hook in hooks)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -146,7 +147,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """See `TorchDispatchMode`."""
         keys = kwargs or {}
         output = func(*args, **keys)
-        if self._refused or _UNREPEATABLE.intersection(func.tags) or self._writes_outside(func, args, keys):
+        if self._refused or _unrepeatable(func, args, keys) or self._writes_outside(func, args, keys):
             self._refused = True
         elif not (func.is_view and self._is_known(output)):
             self._note(func, args, keys, output)
@@ -200,6 +201,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if self._outside.intersection(each.untyped_storage().data_ptr() for each in tensors):
                     return True
         return False
+
+
+def _unrepeatable(func: OpOverload, args: Sequence[Any], keys: dict[str, Any]) -> bool:
+    """Whether an operation draws numbers, or what it does depends on more than shapes."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return bool(_UNREPEATABLE.intersection(func.tags))
+    arguments = func._schema.arguments
+    defaults = {each.name: each.default_value for each in arguments if each.has_default_value()}
+    given = dict(zip((each.name for each in arguments), args, strict=False)) | keys
+    return bool((defaults | given).get("dropout_p", 1.0) != 0.0)
 
 
 def _place(tensor: Tensor) -> Any:
