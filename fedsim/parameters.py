@@ -160,7 +160,7 @@ class FlatModule:
             parameter.data = view
 
     @property
-    def tensors(self) -> list[Tensor]:
+    def read(self) -> list[Tensor]:
         """What a pass may read besides the batch: all parameters and buffers, and the gradient of a loss by itself."""
         return [*self.module.parameters(), *self.module.buffers(), self._gradients.one]
 

@@ -21,7 +21,7 @@ from fedsim.errors import ClientError, NotFiniteError
 from fedsim.job import Job
 from fedsim.optimizers import effective_steps, learning_rate
 from fedsim.parameters import FlatModule, Weights
-from fedsim.passes import Passes
+from fedsim.passes import Passes, PrivatePasses
 from fedsim.privacy import example
 from fedsim.privacy.batches import declared_units, poisson_batch, rows_of, steps_of_pass
 from fedsim.privacy.plan import ExampleMechanism, Plan
@@ -55,6 +55,7 @@ class Bench(Protocol):
         plain: the model on flat vectors.
         passes: of the plain model.
         private: its twin with per-example gradients, where privacy is asked for.
+        private_passes: of the twin.
         program: its compiled step, where `engine.compile` is set.
         personal: coordinates that stay with their client.
         adversary: what attackers do.
@@ -67,6 +68,7 @@ class Bench(Protocol):
     plain: FlatModule
     passes: Passes
     private: FlatModule | None
+    private_passes: PrivatePasses | None
     program: Program | None
     personal: Masks | None
     adversary: Adversary | None
@@ -268,7 +270,8 @@ class LocalClient:
         plan, mechanism = self.work.job.privacy, self._mechanism
         assert plan is not None
         units = self.work.job.federation.units(self.number) if mechanism.grouped else None
-        per_layer = mechanism.clipping == "per-layer"
+        passes = self.work.private_passes
+        assert passes is not None
         release = self.release()
         example.forget(flat)
         for picked in drawn:
@@ -276,9 +279,9 @@ class LocalClient:
             if not len(batch.targets):
                 yield release(flat.gradient.zero_())
                 continue
-            losses = self._batch_losses(flat, batch, loss_term)
-            self._note_rows(losses.detach())
-            yield release(example.clipped_gradient_sum(flat, losses, plan.clip, owners=owners, per_layer=per_layer))
+            losses, total = passes(batch, owners, loss_term)
+            self._note_rows(losses)
+            yield release(total)
 
     def release(self) -> Callable[[Tensor], Tensor]:
         """What makes a pass' clipped sums [D] private: noise of this client, and the divisor."""
@@ -332,10 +335,6 @@ class LocalClient:
 
     def _named(self, purpose: str) -> str:
         return purpose if self._passes == 1 else f"{purpose} of pass {self._passes}"
-
-    def _batch_losses(self, flat: FlatModule, batch: Batch, loss_term: LossTerm | None) -> Tensor:
-        losses = self.work.problem.losses(flat.module(batch.inputs), batch.targets)
-        return losses if loss_term is None else losses + loss_term(flat.module, batch)
 
     def _note_rows(self, losses: Tensor) -> None:
         """A private step's loss: the mean over its rows whose loss is finite."""

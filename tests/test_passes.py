@@ -1,0 +1,130 @@
+"""A client's work is the same to the bit whether its passes are done by tape or by autograd."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsim import tape
+from fedsim.algorithm import Batch, Local, Upload
+from fedsim.job import Job
+from fedsim.local import Received, Work
+from fedsim.tape import Repeated
+from tests import small
+
+SMALL_STEPS: dict[str, Any] = {"train.batch_size": 8, "train.epochs": 2, "data.partition.clients": 10}
+TEXT: dict[str, Any] = {
+    "data": {"name": "python-source", "max_bytes": 20_000, "window": 20, "partition": {"kind": "iid", "clients": 10}},
+    "train.learning_rate": 0.05,
+}
+PRIVATE: dict[str, Any] = {"privacy.example": {"noise_multiplier": 1.0, "delta": 1e-3, "max_grad_norm": 1.0}}
+JOBS: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "products": {"model": {"name": "mlp", "hidden": [512, 100]}},
+    "momentum": {"train.momentum": 0.9, "train.clip": 1.0},
+    "adam": {"train.optimizer": "adam", "train.learning_rate": 0.01},
+    "scaffold": {"strategy": {"name": "scaffold"}},
+    "fedprox": {"strategy": {"name": "fedprox", "mu": 0.1}},
+    "rounded": {"train.precision": "bf16"},
+    "images": {"model": {"name": "cnn", "preset": "small"}},
+    "private": PRIVATE,
+    "private images": {**PRIVATE, "model": {"name": "cnn", "preset": "small"}},
+    "private by layer": {**PRIVATE, "privacy.example.clipping": "per-layer"},
+    "lstm": {**TEXT, "model": {"name": "lstm"}},
+    "transformer": {**TEXT, "model": {"name": "transformer"}},
+}
+
+
+def work(job: Job, clients: range = range(6)) -> tuple[list[Tensor], list[float], int]:
+    """What clients contribute, their losses, and the tapes that were made."""
+    bench = Work(job)
+    done = [bench.train(number, 1, Received(bench.initial.clone(), shared(bench)), None) for number in clients]
+    passes = bench.passes if bench.private_passes is None else bench.private_passes
+    tapes = passes._plain.tapes if isinstance(passes._plain, Repeated) else 0
+    return [each.vector for each in done], [each.loss for each in done], tapes
+
+
+def shared(bench: Work) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(bench.initial.vector) for name in bench.algorithm.shared}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_tapes_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = small.job({**SMALL_STEPS, **JOBS[name]})
+    vectors, losses, tapes = work(job)
+    assert tapes >= 1
+    monkeypatch.setattr(tape, "_AFTER", 10**9)
+    expected, expected_losses, none = work(job)
+    assert none == 0
+    assert losses == expected_losses
+    assert all(map(torch.equal, vectors, expected))
+
+
+OWN = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.layer = nn.Linear(64, outputs)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+"""
+
+
+def test_a_users_own_code_is_called_every_time(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(OWN)
+    (tmp_path / "loss.py").write_text(
+        "import torch\ndef loss(output, targets):\n    return torch.nn.functional.cross_entropy(output, targets, "
+        'reduction="none")\n'
+    )
+    for changes in ({"model": {"name": "net.py:Net"}}, {"task.loss": "loss.py:loss"}):
+        job = small.job({**SMALL_STEPS, **changes}, tmp_path)
+        assert work(job)[2] == 0
+
+
+def test_a_module_that_a_strategy_has_had_is_called_every_time() -> None:
+    """A term of the loss gets the module, and may have changed what a tape would not see."""
+
+    def term(model: nn.Module, batch: Batch) -> Tensor:
+        model.heard = model.register_forward_hook(lambda layer, inputs, output: output * 2)  # type: ignore[assignment]
+        return torch.zeros(len(batch.targets))
+
+    def half(local: Local) -> Upload:
+        local.train(local.received)
+        tapes.append(repeated())
+        local.train(local.received, loss_term=term, whole=True)
+        return Upload(local.train(local.received).params - local.received)
+
+    def repeated() -> bool:
+        return isinstance(bench.passes._plain, Repeated)
+
+    tapes: list[bool] = []
+    bench = Work(small.job(SMALL_STEPS))
+    bench.algorithm = bench.algorithm.__class__("probe", half, bench.algorithm.server)
+    first = bench.train(0, 1, Received(bench.initial, {}), None)
+    assert tapes == [True]
+    assert not repeated()
+    assert first.loss > 0
+
+
+def test_a_row_whose_gradient_is_not_finite_counts_as_none_by_tape_too() -> None:
+    """As without tapes: it may not fail its client, which would tell that it is there."""
+    bench = Work(small.job({**SMALL_STEPS, **PRIVATE}))
+    assert bench.private_passes is not None
+    rows = bench.federation.rows(0, "train")
+    inputs, targets = bench.problem.inputs(rows.x)[:6].clone(), bench.problem.targets(rows.y)[:6]
+    bad = inputs.clone()
+    bad[2] = torch.inf
+    for _ in range(8):
+        _, total = bench.private_passes(Batch(inputs, targets), None, None)
+    assert bench.private_passes._plain.tapes == 1  # type: ignore[attr-defined]
+    assert total.isfinite().all()
+    _, without = bench.private_passes(Batch(bad, targets), None, None)
+    without = without.clone()
+    keep = torch.tensor([0, 1, 3, 4, 5])
+    _, expected = bench.private_passes(Batch(inputs[keep], targets[keep]), None, None)
+    torch.testing.assert_close(without, expected)
