@@ -27,9 +27,8 @@ from fedsim.images import prefer_channels_last
 from fedsim.job import Job
 from fedsim.metrics import Statistics
 from fedsim.parameters import FlatModule, Weights, from_record, is_finite
-from fedsim.passes import Passes, PrivatePasses
+from fedsim.passes import Passes
 from fedsim.privacy.example import private_module
-from fedsim.privacy.plan import ExampleMechanism
 from fedsim.privacy.uploads import clipped, gaussian, noised, norm_of, with_bit
 from fedsim.problem import evaluate
 from fedsim.signals import time_limit
@@ -97,7 +96,6 @@ class Work:
         self.algorithm = job.build_algorithm()
         plain = job.build_model()
         self.private = private_module(plain, job.model_title) if job.scenario.privacy.example is not None else None
-        self.private_passes = self._private_passes()
         self.plain = FlatModule(prefer_channels_last(plain))  # after its twin: gradients of rows need the usual way
         self.passes = Passes(self.plain, self.problem, job.scenario.train)
         self.layout = self.plain.layout
@@ -147,14 +145,6 @@ class Work:
         """D + E + extras, the length of a client's contribution; with the bit of an adaptive clip."""
         values = self.layout.size * (1 + len(self.algorithm.extra)) + self.layout.buffer_size
         return values + int(self.job.privacy is not None and self.job.privacy.adaptive is not None)
-
-    def _private_passes(self) -> PrivatePasses | None:
-        """Of the private twin, if there is one."""
-        if self.private is None:
-            return None
-        plan = self.job.privacy
-        assert plan is not None and isinstance(plan.mechanism, ExampleMechanism)
-        return PrivatePasses(self.private, self.problem, plan.clip, plan.mechanism.clipping == "per-layer")
 
     def _leaving(self) -> Tensor | None:
         """[D + E + extras] bool, the coordinates that leave their clients; None for all."""

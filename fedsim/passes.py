@@ -1,6 +1,5 @@
-"""A model's passes over batches, forward to the loss and backward to its gradients; by tape where they may be."""
+"""A model's passes over batches, forward to the mean loss and backward to its gradients; by tape where they may be."""
 
-import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -9,7 +8,6 @@ from fedsim.algorithm import Batch, LossTerm
 from fedsim.optimizers import precise
 from fedsim.own import OwnProblem
 from fedsim.parameters import FlatModule
-from fedsim.privacy import example
 from fedsim.problem import Problem
 from fedsim.products import Gradient
 from fedsim.tables import Train
@@ -44,44 +42,6 @@ class Passes:
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         return self._problem.mean_loss(self._flat.module(inputs), targets)
-
-
-class PrivatePasses:
-    """Passes of a model's private twin, each to the clipped sum of its rows' gradients, or of its units'."""
-
-    def __init__(self, flat: FlatModule, problem: Problem, max_grad_norm: float, per_layer: bool) -> None:
-        """Arguments as of `example.clipped_gradient_sum`; `flat` is from `example.private_module`."""
-        self._flat, self._problem, self._clip, self._per_layer = flat, problem, max_grad_norm, per_layer
-        self._plain: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._if_finite
-        if _known(flat, problem):
-            self._plain = Repeated(self._if_finite, [*flat.read, flat.gradient], writes=[flat.gradient])
-
-    def __call__(self, batch: Batch, owners: Tensor | None, loss_term: LossTerm | None) -> tuple[Tensor, Tensor]:
-        """Each row's loss [B], and the clipped sum [D], which lies in the twin's `gradient`.
-
-        Args:
-            batch: B >= 1 rows.
-            owners: [B] the unit of each row; None where rows are units.
-            loss_term: adds to each row's loss.
-        """
-        if owners is None and loss_term is None:
-            losses, total, finite = self._plain(*batch)
-            if math.isfinite(finite.item()):
-                return losses, total
-        losses = self._losses(*batch)
-        if loss_term is not None:
-            self._plain = self._if_finite  # see `Passes`
-            losses = losses + loss_term(self._flat.module, batch)
-        clip, per_layer = self._clip, self._per_layer
-        total = example.clipped_gradient_sum(self._flat, losses, clip, owners=owners, per_layer=per_layer)
-        return losses.detach(), total
-
-    def _if_finite(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        losses = self._losses(inputs, targets)
-        return losses.detach(), *example.clipped_sum_if_finite(self._flat, losses, self._clip, self._per_layer)
-
-    def _losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self._problem.losses(self._flat.module(inputs), targets)
 
 
 def _known(flat: FlatModule, problem: Problem) -> bool:

@@ -10,8 +10,10 @@ a tape is tried before it is used. What Python keeps or reads past torch is not 
 `tolist()`): `stateless` says of which modules it is known that there is nothing.
 """
 
+import math
 import operator
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ Output = TypeVar("Output")
 Run = Callable[..., Any]
 _AFTER = 3
 """Calls with tensors of the same shapes before one is recorded, since to record takes as long as ten small steps."""
+_LONGEST = 0.02
+"""Seconds of a call in which Python and autograd still count: beyond, a tape gains less than its trials cost."""
 _TRIALS = 2
 """Calls whose bits a tape must give before it is used."""
 _MOST = 64
@@ -42,7 +46,7 @@ _UNREPEATABLE = {
 """Of operations whose result is no tensor, or one whose shape follows from values or changes later."""
 _OURS = "torch.nn.", "fedsim.models."
 """Where modules are from whose code is known to keep nothing."""
-_OUR_CALLS = "torch", "fedsim.images", "fedsim.privacy.example", "fedsim.privacy.taps"
+_OUR_CALLS = "torch", "fedsim.images"
 """Where hooks and other functions that a module keeps may be from."""
 _HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 _WITHOUT_CODE = {"__init__", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
@@ -51,9 +55,13 @@ _WITHOUT_CODE = {"__init__", "__module__", "__doc__", "__annotations__", "__firs
 
 @dataclass
 class _Seen:
-    """What is known of calls with tensors of some shapes: how many there were, and a tape that is being tried."""
+    """What is known of calls with tensors of some shapes: how many there were, and a tape that is being tried.
+
+    `shortest` is what one has taken at least, in seconds.
+    """
 
     calls: int = 0
+    shortest: float = math.inf
     tape: Run | None = None
     trials: int = 0
 
@@ -64,15 +72,14 @@ class Repeated(Generic[Output]):
     The bits are those of the function: calls with shapes that come often are done by tape.
     """
 
-    def __init__(self, function: Callable[..., Output], reads: Sequence[Tensor], writes: Sequence[Tensor] = ()) -> None:
+    def __init__(self, function: Callable[..., Output], reads: Sequence[Tensor]) -> None:
         """
         Args:
             function: does the same whenever its tensors have the same shapes; no gradient is taken of what it gives.
             reads: the tensors that it uses besides its arguments. They may get other values, and lie elsewhere, from
                 call to call, but do not change their shape, their type or whether they need a gradient.
-            writes: those of them that it writes, as a whole and to give them back.
         """
-        self._function, self._reads, self._writes = function, tuple(reads), tuple(writes)
+        self._function, self._reads = function, tuple(reads)
         self._seen: dict[Any, _Seen] = {}
         self._proven: dict[Any, Run] = {}
 
@@ -97,37 +104,32 @@ class Repeated(Generic[Output]):
     def _watched(self, key: Any, tensors: Sequence[Tensor]) -> Output:
         """Call the function, and come nearer to a tape for these shapes: count, record, try."""
         seen = self._seen.setdefault(key, _Seen())
-        if seen.calls == _AFTER and len(self._proven) < _MOST:
+        if seen.calls == _AFTER and seen.shortest < _LONGEST and len(self._proven) < _MOST:
             output, seen.tape = self._recorded(tensors)
         else:
+            started = time.perf_counter()
             output = self._function(*tensors)
+            seen.shortest = min(seen.shortest, time.perf_counter() - started)
             if seen.tape is not None:
-                output = self._tried(key, seen, tensors, output)
+                self._try(key, seen, seen.tape, tensors, output)
         seen.calls += 1
         return output
 
     def _recorded(self, tensors: Sequence[Tensor]) -> tuple[Output, Run | None]:
         """What the function gives, and a tape of it where there can be one."""
-        recorder = _Recorder([*tensors, *self._reads], self._writes)
+        recorder = _Recorder([*tensors, *self._reads])
         with _no_alarm(), recorder:
             output = self._function(*tensors)
         return output, recorder.tape(output)
 
-    def _tried(self, key: Any, seen: _Seen, tensors: Sequence[Tensor], output: Output) -> Output:
-        """What the function gave, after a look at whether the tape gives it too."""
-        assert seen.tape is not None
-        written = _storages(self._writes)
-        leaves = [
-            each.clone() if isinstance(each, Tensor) and _storages([each]) & written else each
-            for each in tree_leaves(output)
-        ]
-        if not _gives(lambda: self._repeated(seen.tape, tensors), leaves):  # type: ignore[arg-type]
+    def _try(self, key: Any, seen: _Seen, tape: Run, tensors: Sequence[Tensor], output: Output) -> None:
+        """See whether a tape gives what the function gave; one that does so often enough is used from now on."""
+        if not _gives(lambda: self._repeated(tape, tensors), output):
             seen.tape = None
-            return self._function(*tensors)  # what it gave may lie where the tape has written
+            return
         seen.trials += 1
         if seen.trials == _TRIALS:
-            self._proven[key] = seen.tape
-        return output
+            self._proven[key] = tape
 
 
 def stateless(module: nn.Module) -> bool:
@@ -153,10 +155,10 @@ def _known(part: nn.Module) -> bool:
     return all(str(getattr(each, "__module__", None)).startswith(_OUR_CALLS) for each in calls)
 
 
-def _gives(repeated: Callable[[], Any], leaves: Sequence[Any]) -> bool:
-    """Whether a tape gives those leaves; whatever goes wrong in it, it does not."""
+def _gives(repeated: Callable[[], Any], output: Any) -> bool:
+    """Whether a tape gives that output; whatever goes wrong in it, it does not."""
     try:
-        found = tree_leaves(repeated())
+        found, leaves = tree_leaves(repeated()), tree_leaves(output)
         return len(found) == len(leaves) and all(map(_same, found, leaves))
     except (RuntimeError, TypeError, ValueError, IndexError, NameError, AttributeError):
         return False
@@ -185,13 +187,13 @@ def _no_alarm() -> Iterator[None]:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operation below autograd as a node of a graph."""
 
-    def __init__(self, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+    def __init__(self, given: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._graph, self._refused = fx.Graph(), False
         self._nodes: dict[int, fx.Node] = {}
         self._places: dict[Any, fx.Node] = {}
         self._alive: list[Tensor] = []  # so that no other tensor gets the identity or the memory of one that is known
-        self._outside = _storages(given) - _storages(written)
+        self._outside = _storages(given)
         for number, each in enumerate(given):
             if _odd(each) or id(each) in self._nodes or (each.numel() and _place(each) in self._places):
                 self._refuse()

@@ -21,7 +21,7 @@ from fedsim.errors import ClientError, NotFiniteError
 from fedsim.job import Job
 from fedsim.optimizers import effective_steps, learning_rate
 from fedsim.parameters import FlatModule, Weights
-from fedsim.passes import Passes, PrivatePasses
+from fedsim.passes import Passes
 from fedsim.privacy import example
 from fedsim.privacy.batches import declared_units, poisson_batch, rows_of, steps_of_pass
 from fedsim.privacy.plan import ExampleMechanism, Plan
@@ -55,7 +55,6 @@ class Bench(Protocol):
         plain: the model on flat vectors.
         passes: of the plain model.
         private: its twin with per-example gradients, where privacy is asked for.
-        private_passes: of the twin.
         program: its compiled step, where `engine.compile` is set.
         personal: coordinates that stay with their client.
         adversary: what attackers do.
@@ -68,7 +67,6 @@ class Bench(Protocol):
     plain: FlatModule
     passes: Passes
     private: FlatModule | None
-    private_passes: PrivatePasses | None
     program: Program | None
     personal: Masks | None
     adversary: Adversary | None
@@ -270,8 +268,7 @@ class LocalClient:
         plan, mechanism = self.work.job.privacy, self._mechanism
         assert plan is not None
         units = self.work.job.federation.units(self.number) if mechanism.grouped else None
-        passes = self.work.private_passes
-        assert passes is not None
+        per_layer = mechanism.clipping == "per-layer"
         release = self.release()
         example.forget(flat)
         for picked in drawn:
@@ -279,9 +276,9 @@ class LocalClient:
             if not len(batch.targets):
                 yield release(flat.gradient.zero_())
                 continue
-            losses, total = passes(batch, owners, loss_term)
-            self._note_rows(losses)
-            yield release(total)
+            losses = self._batch_losses(flat, batch, loss_term)
+            self._note_rows(losses.detach())
+            yield release(example.clipped_gradient_sum(flat, losses, plan.clip, owners=owners, per_layer=per_layer))
 
     def release(self) -> Callable[[Tensor], Tensor]:
         """What makes a pass' clipped sums [D] private: noise of this client, and the divisor."""
@@ -335,6 +332,10 @@ class LocalClient:
 
     def _named(self, purpose: str) -> str:
         return purpose if self._passes == 1 else f"{purpose} of pass {self._passes}"
+
+    def _batch_losses(self, flat: FlatModule, batch: Batch, loss_term: LossTerm | None) -> Tensor:
+        losses = self.work.problem.losses(flat.module(batch.inputs), batch.targets)
+        return losses if loss_term is None else losses + loss_term(flat.module, batch)
 
     def _note_rows(self, losses: Tensor) -> None:
         """A private step's loss: the mean over its rows whose loss is finite."""

@@ -9,7 +9,7 @@ model's layout, so that a private client's update has the same coordinates as an
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,44 +78,16 @@ def clipped_gradient_sum(
         [D] in the plain model's layout; it lies in `flat.gradient`.
     """
     found = unit_gradients(flat, losses, owners)
-    norms = norms_of(found)
-    if not math.isfinite(float(norms.whole.sum())):
-        finite = norms.whole.isfinite()
+    total, used = flat.gradient, [gradients for gradients in found if gradients is not None]
+    parts = torch.stack([gradients.norms() for gradients in used])  # [parameters, U]
+    norms: Tensor = torch.linalg.vector_norm(parts, dim=0)
+    if not math.isfinite(float(norms.sum())):
+        finite = norms.isfinite()
         found = [None if gradients is None else gradients.some(finite) for gradients in found]
-        norms = Norms(norms.parts[:, finite], norms.whole[finite])
-    return clipped_sum(flat, found, norms, max_grad_norm, per_layer)
-
-
-def clipped_sum_if_finite(
-    flat: FlatModule, losses: Tensor, max_grad_norm: float, per_layer: bool
-) -> tuple[Tensor, Tensor]:
-    """What `clipped_gradient_sum` gives for rows whose gradients are finite, and a number that says whether all are."""
-    found = unit_gradients(flat, losses, None)
-    norms = norms_of(found)
-    return clipped_sum(flat, found, norms, max_grad_norm, per_layer), norms.whole.sum()
-
-
-class Norms(NamedTuple):
-    """Of every unit's gradient in float64: `parts` [parameters that were used, U], and `whole` [U]."""
-
-    parts: Tensor
-    whole: Tensor
-
-
-def norms_of(found: Sequence[RowGradients | None]) -> Norms:
-    """The norms of parameters' gradients for each unit."""
-    parts = torch.stack([gradients.norms() for gradients in found if gradients is not None])
-    return Norms(parts, torch.linalg.vector_norm(parts, dim=0))
-
-
-def clipped_sum(
-    flat: FlatModule, found: Sequence[RowGradients | None], norms: Norms, max_grad_norm: float, per_layer: bool
-) -> Tensor:
-    """The sum [D] of units' gradients, each clipped; arguments and result as of `clipped_gradient_sum`."""
-    total, parts = flat.gradient, norms.parts
+        parts, norms = parts[:, finite], norms[finite]
     bound = max_grad_norm / math.sqrt(len(found)) if per_layer else max_grad_norm
     below = bound * (1 - torch.finfo(total.dtype).eps)  # so that no factor is rounded above bound / norm
-    rounded = (below / (parts if per_layer else norms.whole)).clamp_(max=1).to(total.dtype)
+    rounded = (below / (parts if per_layer else norms)).clamp_(max=1).to(total.dtype)
     factors = iter(rounded.unbind() if per_layer else [rounded] * len(parts))
     for slot, gradients in zip(flat.layout.parameters, found, strict=True):
         out = total[slot.start : slot.stop]

@@ -45,8 +45,8 @@ def step_without_noise(patch: pytest.MonkeyPatch) -> None:
 
 
 def step_without_clip(patch: pytest.MonkeyPatch) -> None:
-    real = example.clipped_sum
-    patch.setattr(example, "clipped_sum", lambda flat, found, norms, clip, by: real(flat, found, norms, 1e9, by))
+    real = example.clipped_gradient_sum
+    patch.setattr(example, "clipped_gradient_sum", lambda flat, losses, clip, **keys: real(flat, losses, 1e9, **keys))
 
 
 def step_with_old_noise(patch: pytest.MonkeyPatch) -> None:

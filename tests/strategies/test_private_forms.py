@@ -306,16 +306,16 @@ def test_what_is_read_off_the_rows_beside_training_is_caught(client: Callable[[L
 
 Sum = Callable[..., Tensor]
 BROKEN: dict[str, tuple[Callable[[Sum], Sum], str]] = {
-    "a clip too large": (lambda sum: lambda *of: 1.1 * sum(*of), r"moves a sum by 1\.1"),
-    "no clip": (lambda sum: lambda flat, found, norms, clip, by: sum(flat, found, norms, 9.0, by), "moves a sum by"),
-    "no data": (lambda sum: lambda flat, *of: torch.zeros_like(flat.vector), "nobody was taken out"),
+    "a clip too large": (lambda sum: lambda *of, **how: 1.1 * sum(*of, **how), r"moves a sum by 1\.1"),
+    "no clip": (lambda sum: lambda flat, losses, clip, **how: sum(flat, losses, 9.0, **how), "moves a sum by"),
+    "no data": (lambda sum: lambda flat, *of, **how: torch.zeros_like(flat.vector), "nobody was taken out"),
 }
 
 
 @pytest.mark.parametrize("bug", BROKEN)
 def test_a_broken_clip_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     broken, message = BROKEN[bug]
-    monkeypatch.setattr(example, "clipped_sum", broken(example.clipped_sum))
+    monkeypatch.setattr(example, "clipped_gradient_sum", broken(example.clipped_gradient_sum))
     with pytest.raises(AssertionError, match=message):
         check_private_form(Work(job("fedavg")))
 
