@@ -1,6 +1,6 @@
-"""A model's passes over batches, forward to the mean loss and backward to its gradients; by tape where they may be."""
+"""A model's passes over batches: forward to the mean loss, backward to its gradients; by tape where code is known."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -22,26 +22,25 @@ class Passes:
 
     def __init__(self, flat: FlatModule, problem: Problem, settings: Train) -> None:
         self._flat, self._problem, self._settings = flat, problem, settings
-        self._plain: Callable[..., Passed] = self._mean
-        if _known(flat, problem):
-            self._plain = Repeated(self._mean, flat.read)
+        self._repeated = Repeated(self._passed, flat.read) if _known(flat, problem) else None
+
+    @property
+    def tapes(self) -> int:
+        """For how many shapes of batches there is a tape."""
+        return self._repeated.tapes if self._repeated is not None else 0
 
     def __call__(self, batch: Batch, loss_term: LossTerm | None = None) -> Passed:
         """One pass; `loss_term` adds its mean to the loss."""
-        if loss_term is None:
-            return self._plain(*batch)
-        self._plain = self._mean  # from now on the module has been in a strategy's hands, which may have changed it
-        with precise(self._settings):
-            loss = self._loss(*batch) + loss_term(self._flat.module, batch).mean()
-        return loss.detach(), self._flat.gradients(loss)
+        if loss_term is not None:
+            self._repeated = None  # from now on the module has been in a strategy's hands, which may have changed it
+        return self._passed(*batch, loss_term) if self._repeated is None else self._repeated(*batch)
 
-    def _mean(self, inputs: Tensor, targets: Tensor) -> Passed:
+    def _passed(self, inputs: Tensor, targets: Tensor, loss_term: LossTerm | None = None) -> Passed:
         with precise(self._settings):  # anew for each step: autocast keeps rounded weights as long as it lasts
-            loss = self._loss(inputs, targets)
+            loss = self._problem.mean_loss(self._flat.module(inputs), targets)
+            if loss_term is not None:
+                loss = loss + loss_term(self._flat.module, Batch(inputs, targets)).mean()
         return loss.detach(), self._flat.gradients(loss)
-
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self._problem.mean_loss(self._flat.module(inputs), targets)
 
 
 def _known(flat: FlatModule, problem: Problem) -> bool:

@@ -140,3 +140,22 @@ def time_limit(seconds: float | None, what: str) -> Iterator[None]:
         running = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, usual)
+
+
+@contextmanager
+def alarm_deferred() -> Iterator[None]:
+    """Hold back the alarm of `time_limit` inside the block, and ring it after it.
+
+    By another handler, as a signal that this thread blocks is given to another one of the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    usual = signal.signal(signal.SIGALRM, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if usual is None else usual)
+    if came:
+        signal.raise_signal(signal.SIGALRM)

@@ -10,12 +10,11 @@ a tape is tried before it is used. What Python keeps or reads past torch is not 
 `tolist()`): `stateless` says of which modules it is known that there is nothing.
 """
 
+import itertools
 import math
 import operator
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -24,9 +23,10 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.fx.node import map_aggregate
 from torch.nn.modules import module as modules
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from fedsim.signals import alarm_deferred
 
 Output = TypeVar("Output")
 Run = Callable[..., Any]
@@ -37,20 +37,22 @@ _LONGEST = 0.02
 _TRIALS = 2
 """Calls whose bits a tape must give before it is used."""
 _MOST = 64
-"""Tapes that are kept."""
+"""Tapes that are made of a function."""
 _UNREPEATABLE = {
     torch.Tag.data_dependent_output,
     torch.Tag.dynamic_output_shape,
     torch.Tag.inplace_view,
 }
-"""Of operations whose result is no tensor, or one whose shape follows from values or changes later."""
-_OURS = "torch.nn.", "fedsim.models."
-"""Where modules are from whose code is known to keep nothing."""
-_OUR_CALLS = "torch", "fedsim.images"
+"""Tags of operations that give no tensor, or one whose shape follows from values or changes later."""
+_STATISTICS = "running_mean", "running_var"
+"""Arguments that operations write without saying so."""
+_KNOWN_CLASSES = "torch.nn.", "fedsim.models."
+"""Where modules are from whose code is known to keep nothing that a recording does not see."""
+_KNOWN_CALLS = "torch.", "fedsim.images."
 """Where hooks and other functions that a module keeps may be from."""
 _HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 _WITHOUT_CODE = {"__init__", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
-"""What stands in a class that adds to its base no more than what its parts are."""
+"""What a class may define and still have no code but its bases' run in a pass."""
 
 
 @dataclass
@@ -69,19 +71,21 @@ class _Seen:
 class Repeated(Generic[Output]):
     """A function of tensors, which gives tensors, in any nesting of tuples and lists.
 
-    The bits are those of the function: calls with shapes that come often are done by tape.
+    The bits are those of the function: calls with shapes that come often are done by tape, where there can be one.
     """
 
     def __init__(self, function: Callable[..., Output], reads: Sequence[Tensor]) -> None:
         """
         Args:
-            function: does the same whenever its tensors have the same shapes; no gradient is taken of what it gives.
+            function: does the same whenever its tensors have the same shapes, strides and types; no gradient is taken
+                of what it gives, and it is not called under autocast.
             reads: the tensors that it uses besides its arguments. They may get other values, and lie elsewhere, from
-                call to call, but do not change their shape, their type or whether they need a gradient.
+                call to call, but do not change their shape, strides, type or whether they need a gradient.
         """
         self._function, self._reads = function, tuple(reads)
         self._seen: dict[Any, _Seen] = {}
         self._proven: dict[Any, Run] = {}
+        self._made = 0
 
     @property
     def tapes(self) -> int:
@@ -104,8 +108,9 @@ class Repeated(Generic[Output]):
     def _watched(self, key: Any, tensors: Sequence[Tensor]) -> Output:
         """Call the function, and come nearer to a tape for these shapes: count, record, try."""
         seen = self._seen.setdefault(key, _Seen())
-        if seen.calls == _AFTER and seen.shortest < _LONGEST and len(self._proven) < _MOST:
+        if seen.calls == _AFTER and seen.shortest < _LONGEST and self._made < _MOST:
             output, seen.tape = self._recorded(tensors)
+            self._made += seen.tape is not None
         else:
             started = time.perf_counter()
             output = self._function(*tensors)
@@ -118,22 +123,24 @@ class Repeated(Generic[Output]):
     def _recorded(self, tensors: Sequence[Tensor]) -> tuple[Output, Run | None]:
         """What the function gives, and a tape of it where there can be one."""
         recorder = _Recorder([*tensors, *self._reads])
-        with _no_alarm(), recorder:
+        with alarm_deferred(), recorder:  # it might ring while torch's mode is half entered
             output = self._function(*tensors)
         return output, recorder.tape(output)
 
     def _try(self, key: Any, seen: _Seen, tape: Run, tensors: Sequence[Tensor], output: Output) -> None:
         """See whether a tape gives what the function gave; one that does so often enough is used from now on."""
-        if not _gives(lambda: self._repeated(tape, tensors), output):
-            seen.tape = None
-            return
+        with alarm_deferred():
+            gives = _gives(lambda: self._repeated(tape, tensors), output)
         seen.trials += 1
-        if seen.trials == _TRIALS:
+        if not gives:
+            seen.tape = None
+        elif seen.trials == _TRIALS:
             self._proven[key] = tape
+            del self._seen[key]
 
 
 def stateless(module: nn.Module) -> bool:
-    """Whether all code of a module is torch's own or that of `fedsim.models`, and keeps nothing from call to call."""
+    """Whether all code of a module is torch's or that of `fedsim.models`, and keeps nothing that a recording misses."""
     if any(getattr(modules, f"_global{hooks}") for hooks in _HOOKS):
         return False
     tensors = [*module.parameters(), *module.buffers()]
@@ -143,16 +150,14 @@ def stateless(module: nn.Module) -> bool:
 
 def _known(part: nn.Module) -> bool:
     classes = [each for each in type(part).__mro__ if each is not object]
-    ours = [each.__module__.startswith(_OURS) for each in classes]
+    ours = [each.__module__.startswith(_KNOWN_CLASSES) for each in classes]
     if not any(ours) or any(
         not own and not vars(each).keys() <= _WITHOUT_CODE for own, each in zip(ours, classes, strict=True)
     ):
         return False
-    if isinstance(part, _NormBase) and part.running_mean is not None:  # written by an operation that does not say so
-        return False
     hooks = [hook for each in _HOOKS for hook in getattr(part, each).values()]
     calls = [*hooks, *(value for value in vars(part).values() if callable(value))]
-    return all(str(getattr(each, "__module__", None)).startswith(_OUR_CALLS) for each in calls)
+    return all(f"{getattr(each, '__module__', None)}.".startswith(_KNOWN_CALLS) for each in calls)
 
 
 def _gives(repeated: Callable[[], Any], output: Any) -> bool:
@@ -160,7 +165,7 @@ def _gives(repeated: Callable[[], Any], output: Any) -> bool:
     try:
         found, leaves = tree_leaves(repeated()), tree_leaves(output)
         return len(found) == len(leaves) and all(map(_same, found, leaves))
-    except (RuntimeError, TypeError, ValueError, IndexError, NameError, AttributeError):
+    except Exception:
         return False
 
 
@@ -174,16 +179,6 @@ def _same(one: Any, other: Any) -> bool:
     return torch.equal(*(each.reshape(-1).view(torch.uint8) for each in (one, other)))
 
 
-@contextmanager
-def _no_alarm() -> Iterator[None]:
-    """Hold back the alarm of a client's time limit inside the block: it may ring while torch's mode is half entered."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operation below autograd as a node of a graph."""
 
@@ -194,12 +189,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._places: dict[Any, fx.Node] = {}
         self._alive: list[Tensor] = []  # so that no other tensor gets the identity or the memory of one that is known
         self._outside = _storages(given)
+        if any(map(_odd, given)) or _overlap(given):
+            self._refuse()
+            return
         for number, each in enumerate(given):
-            if _odd(each) or id(each) in self._nodes or (each.numel() and _place(each) in self._places):
-                self._refuse()
-                return
             self._know(each, self._graph.placeholder(f"given_{number}"))
-        self._differentiable = {self._nodes[id(each)] for each in given if each.requires_grad}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -221,10 +215,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._refused:
             return None
         try:
-            nodes = map_aggregate(output, self._node)
-            if any(node in self._differentiable for node in tree_leaves(nodes)):  # `detach` is not noted
-                return None
-            self._graph.output(nodes)
+            self._graph.output(map_aggregate(output, self._node))
             self._graph.eliminate_dead_code(_has_effect)
             for node in self._graph.nodes:
                 _quicken(node)
@@ -273,7 +264,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         written = [
             args[number] if number < len(args) else keys.get(argument.name)
             for number, argument in enumerate(func._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
+            if argument.name in _STATISTICS or (argument.alias_info is not None and argument.alias_info.is_write)
         ]
         return bool(self._outside & _storages(each for each in tree_leaves(written) if isinstance(each, Tensor)))
 
@@ -290,7 +281,19 @@ def _unrepeatable(func: OpOverload, args: Sequence[Any], keys: dict[str, Any]) -
 
 def _odd(tensor: Tensor) -> bool:
     """Whether a tensor is not just numbers at a place in memory."""
-    return tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized or tensor.is_nested
+    plain = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+    return not plain or tensor.is_complex() or tensor.is_neg()
+
+
+def _overlap(given: Sequence[Tensor]) -> bool:
+    """Whether two tensors share memory, or are one."""
+    spans = []
+    for each in given:
+        steps = sum((size - 1) * step for size, step in zip(each.shape, each.stride(), strict=True))
+        spans += [(each.data_ptr(), each.data_ptr() + (steps + 1) * each.element_size())] if each.numel() else []
+    spans.sort()
+    shared = any(first[1] > second[0] for first, second in itertools.pairwise(spans))
+    return shared or len({id(each) for each in given}) < len(given)
 
 
 def _place(tensor: Tensor) -> Any:
@@ -311,9 +314,9 @@ def _quicken(node: fx.Node) -> None:
     if not isinstance(node.target, OpOverload) or not node.target._schema.name.startswith("aten::"):
         return
     name = node.target._schema.name.removeprefix("aten::")
-    functions = torch._C._VariableFunctions
+    functions, methods = torch._C._VariableFunctions, vars(torch._C.TensorBase)
     if hasattr(functions, name) and getattr(torch, name, None) is getattr(functions, name):
         node.target = getattr(torch, name)
-    elif hasattr(torch._C.TensorBase, name) and node.target._schema.arguments[0].name == "self":
+    elif node.target._schema.arguments[0].name == "self" and name in methods and name not in vars(Tensor):
         node.op = "call_method"
         node.target = name

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import tape
-from fedsim.algorithm import Batch, Local, Upload
+from fedsim.algorithm import Algorithm, Batch, Local, Upload, add_update
 from fedsim.job import Job
 from fedsim.local import Received, Work
-from fedsim.tape import Repeated
 from tests import small
 
 SMALL_STEPS: dict[str, Any] = {"train.batch_size": 8, "train.epochs": 2, "data.partition.clients": 10}
@@ -38,9 +37,7 @@ def work(job: Job, clients: range = range(6)) -> tuple[list[Tensor], list[float]
     """What clients contribute, their losses, and the tapes that were made."""
     bench = Work(job)
     done = [bench.train(number, 1, Received(bench.initial.clone(), shared(bench)), None) for number in clients]
-    passes = bench.passes._plain
-    tapes = passes.tapes if isinstance(passes, Repeated) else 0
-    return [each.vector for each in done], [each.loss for each in done], tapes
+    return [each.vector for each in done], [each.loss for each in done], bench.passes.tapes
 
 
 def shared(bench: Work) -> dict[str, Tensor]:
@@ -73,7 +70,8 @@ class Net(nn.Module):
 """
 
 
-def test_a_users_own_code_is_called_every_time(tmp_path: Path) -> None:
+def test_a_users_own_code_is_called_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tape, "_LONGEST", math.inf)
     (tmp_path / "net.py").write_text(OWN)
     (tmp_path / "loss.py").write_text(
         "import torch\ndef loss(output, targets):\n    return torch.nn.functional.cross_entropy(output, targets, "
@@ -84,26 +82,31 @@ def test_a_users_own_code_is_called_every_time(tmp_path: Path) -> None:
         assert work(job)[2] == 0
 
 
-def test_a_module_that_a_strategy_has_had_is_called_every_time() -> None:
+def test_a_module_that_a_strategy_has_had_is_called_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A term of the loss gets the module, and may have changed what a tape would not see."""
+    monkeypatch.setattr(tape, "_LONGEST", math.inf)
 
     def term(model: nn.Module, batch: Batch) -> Tensor:
-        model.heard = model.register_forward_hook(lambda layer, inputs, output: output * 2)  # type: ignore[assignment]
+        model.register_forward_hook(lambda layer, inputs, output: output * 2)
         return torch.zeros(len(batch.targets))
 
-    def half(local: Local) -> Upload:
-        local.train(local.received)
-        tapes.append(repeated())
-        local.train(local.received, loss_term=term, whole=True)
-        return Upload(local.train(local.received).params - local.received)
+    def contribution() -> tuple[Tensor, list[int]]:
+        tapes = []
 
-    def repeated() -> bool:
-        return isinstance(bench.passes._plain, Repeated)
+        def half(local: Local) -> Upload:
+            for loss_term in (None, term, None):
+                trained = local.train(local.received, loss_term=loss_term, whole=loss_term is not None)
+                tapes.append(bench.passes.tapes)
+            return Upload(trained.params - local.received)
 
-    tapes: list[bool] = []
-    bench = Work(small.job(SMALL_STEPS))
-    bench.algorithm = bench.algorithm.__class__("probe", half, bench.algorithm.server)
-    first = bench.train(0, 1, Received(bench.initial, {}), None)
-    assert tapes == [True]
-    assert not repeated()
-    assert first.loss > 0
+        bench = Work(small.job({**SMALL_STEPS, "train.epochs": 3}))
+        bench.algorithm = Algorithm("probe", half, add_update)
+        return bench.train(0, 1, Received(bench.initial, {}), None).vector, tapes
+
+    vector, tapes = contribution()
+    assert tapes[0] >= 1
+    assert tapes[1:] == [0, 0]
+    monkeypatch.setattr(tape, "_AFTER", 10**9)
+    expected, none = contribution()
+    assert none == [0, 0, 0]
+    assert torch.equal(vector, expected)
