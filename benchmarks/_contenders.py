@@ -145,7 +145,14 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[Case, dict[str, Timing]
 
 def write(name: str, found: Mapping[str, Any]) -> Path:
     """Keep what was found, and what it was measured on."""
-    machine = {"platform": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()}
+    from torch.backends.cpu import get_cpu_capability
+
+    machine = {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "instructions": get_cpu_capability(),
+    }
     path = HERE / "results" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine, **found}, indent=2) + "\n", encoding="utf-8")

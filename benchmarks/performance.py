@@ -49,7 +49,8 @@ def replaced(page: str, name: str, text: str) -> str:
 def measured_on(path: Path, found: Found) -> str:
     """When and on what."""
     day, machine = path.stem.split("-")[-2], found["machine"]
-    return f"Measured on {day[:4]}-{day[4:6]}-{day[6:]}: {machine['cores']} cores, {machine['platform']}."
+    cores = f"{machine['cores']} cores with {machine['instructions']}"
+    return f"Measured on {day[:4]}-{day[4:6]}-{day[6:]}: {cores}, {machine['platform']}."
 
 
 def newest(found: Sequence[Found], order: Sequence[Case]) -> Table:
