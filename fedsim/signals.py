@@ -6,7 +6,7 @@ And the time limit of one client's work, which the system's alarm clock enforces
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -48,12 +48,14 @@ class Interrupts:
 
 
 @contextmanager
-def signals_to(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Send both signals to `handle` inside the block; nothing changes outside the main thread."""
+def signals_to(
+    handle: Callable[[int, FrameType | None], None], signals: Sequence[signal.Signals] = SIGNALS
+) -> Iterator[None]:
+    """Send signals to `handle` inside the block; nothing changes outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    usual = {number: signal.signal(number, handle) for number in SIGNALS}
+    usual = {number: signal.signal(number, handle) for number in signals}
     try:
         yield
     finally:
@@ -148,14 +150,8 @@ def alarm_deferred() -> Iterator[None]:
 
     By another handler, as a signal that this thread blocks is given to another one of the process.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
-    usual = signal.signal(signal.SIGALRM, lambda number, frame: came.append(number))
-    try:
+    with signals_to(lambda number, frame: came.append(number), (signal.SIGALRM,)):
         yield
-    finally:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if usual is None else usual)
     if came:
         signal.raise_signal(signal.SIGALRM)

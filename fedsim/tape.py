@@ -150,14 +150,11 @@ def stateless(module: nn.Module) -> bool:
 
 def _known(part: nn.Module) -> bool:
     classes = [each for each in type(part).__mro__ if each is not object]
-    ours = [each.__module__.startswith(_KNOWN_CLASSES) for each in classes]
-    if not any(ours) or any(
-        not own and not vars(each).keys() <= _WITHOUT_CODE for own, each in zip(ours, classes, strict=True)
-    ):
-        return False
-    hooks = [hook for each in _HOOKS for hook in getattr(part, each).values()]
-    calls = [*hooks, *(value for value in vars(part).values() if callable(value))]
-    return all(f"{getattr(each, '__module__', None)}.".startswith(_KNOWN_CALLS) for each in calls)
+    calls = [hook for each in _HOOKS for hook in getattr(part, each).values()]
+    calls += [value for value in vars(part).values() if callable(value)]
+    return all(
+        each.__module__.startswith(_KNOWN_CLASSES) or vars(each).keys() <= _WITHOUT_CODE for each in classes
+    ) and all(f"{getattr(each, '__module__', None)}.".startswith(_KNOWN_CALLS) for each in calls)
 
 
 def _gives(repeated: Callable[[], Any], output: Any) -> bool:
@@ -188,10 +185,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes: dict[int, fx.Node] = {}
         self._places: dict[Any, fx.Node] = {}
         self._alive: list[Tensor] = []  # so that no other tensor gets the identity or the memory of one that is known
-        self._outside = _storages(given)
         if any(map(_odd, given)) or _overlap(given):
             self._refuse()
             return
+        self._outside = _storages(given)
         for number, each in enumerate(given):
             self._know(each, self._graph.placeholder(f"given_{number}"))
 
@@ -261,9 +258,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _writes_outside(self, func: OpOverload, args: Sequence[Any], keys: dict[str, Any]) -> bool:
         """Whether an operation writes to what was there before."""
+        given = _by_name(func, args, keys)
         written = [
-            args[number] if number < len(args) else keys.get(argument.name)
-            for number, argument in enumerate(func._schema.arguments)
+            given.get(argument.name)
+            for argument in func._schema.arguments
             if argument.name in _STATISTICS or (argument.alias_info is not None and argument.alias_info.is_write)
         ]
         return bool(self._outside & _storages(each for each in tree_leaves(written) if isinstance(each, Tensor)))
@@ -273,10 +271,14 @@ def _unrepeatable(func: OpOverload, args: Sequence[Any], keys: dict[str, Any]) -
     """Whether an operation draws numbers, or what it does depends on more than shapes."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return bool(_UNREPEATABLE.intersection(func.tags))
-    arguments = func._schema.arguments
-    defaults = {each.name: each.default_value for each in arguments if each.has_default_value()}
-    given = dict(zip((each.name for each in arguments), args, strict=False)) | keys
-    return bool((defaults | given).get("dropout_p", 1.0) != 0.0)  # attention without dropout draws nothing
+    defaults = {each.name: each.default_value for each in func._schema.arguments if each.has_default_value()}
+    given = defaults | _by_name(func, args, keys)
+    return bool(given.get("dropout_p", 1.0) != 0.0)  # attention without dropout draws nothing
+
+
+def _by_name(func: OpOverload, args: Sequence[Any], keys: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that an operation was given."""
+    return dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | keys
 
 
 def _odd(tensor: Tensor) -> bool:
